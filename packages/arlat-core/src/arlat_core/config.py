@@ -1,0 +1,99 @@
+"""Configuration: strict pydantic models, TOML presets, dotted overrides, grids."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+T = TypeVar("T", bound="Config")
+
+
+class UserError(Exception):
+    """A mistake of the user's: the message says what came, what was expected and what to do. The CLI prints it alone."""
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, unknown keys refused, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def read_preset(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Reads a TOML preset and returns its values and its [grid] table (dotted key -> list of values)."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"The preset {path} cannot be read: {error}. Give a TOML file such as those under conf/.") from error
+    grid = raw.pop("grid", {})
+    bad = {key: value for key, value in grid.items() if not isinstance(value, list) or not value}
+    if bad:
+        raise UserError(f"[grid] in {path} must map keys to non-empty lists, but has {bad}.")
+    return raw, grid
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Separates leading preset files (`*.toml`) from overrides, and turns `a.b=c` into `--a.b=c`."""
+    presets = [Path(argument) for argument in arguments if argument.endswith(".toml") and "=" not in argument]
+    rest = [argument for argument in arguments if not (argument.endswith(".toml") and "=" not in argument)]
+    return presets, [re.sub(r"^(?=[A-Za-z_][\w.\-]*=)", "--", argument) for argument in rest]
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merges nested tables; `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def validate(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Validates `values`, turning pydantic's report into a UserError that names each key."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "(root)"
+            known = f" Known keys: {', '.join(cls.model_fields)}." if item["type"] == "extra_forbidden" else ""
+            lines.append(f"  {key}: {item['msg']} (got {item.get('input')!r}).{known}")
+        raise UserError(f"{where} is not a valid {cls.__name__}:\n" + "\n".join(lines)) from error
+
+
+def parse(cls: type[T], arguments: Sequence[str], prog: str = "arlat", description: str | None = None) -> T:
+    """Builds one `cls` from presets (`*.toml`), flags (`--seed 3`) and dotted overrides (`data.latents_dir=STORE`)."""
+    import tyro
+
+    presets, flags = split_arguments(arguments)
+    values: dict[str, Any] = {}
+    for path in presets:
+        table, grid = read_preset(path)
+        if grid:
+            raise UserError(f"{path} has a [grid] table, which makes a sweep; this command runs one configuration.")
+        values = merge(values, table)
+    default: Any = validate(cls, values, str(presets[-1])) if presets else tyro.MISSING_NONPROP
+    try:
+        return tyro.cli(cls, args=flags, default=default, prog=prog, description=description)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item.get('input')!r})." for item in error.errors()]
+        raise UserError("The arguments are not valid:\n" + "\n".join(lines)) from error
+
+
+def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Expands a [grid] table to nested override tables, the last key varying fastest."""
+    points = []
+    for values in itertools.product(*grid.values()):
+        point: dict[str, Any] = {}
+        for key, value in zip(grid, values, strict=True):
+            node = point
+            *path, last = key.split(".")
+            for part in path:
+                node = node.setdefault(part, {})
+            node[last] = value
+        points.append(point)
+    return points

@@ -1,0 +1,78 @@
+"""A run directory: its lock, its configuration, its manifest, and what says that it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from arlat_core.config import UserError
+from arlat_core.files import write_json
+
+VERSIONED = ("arlat-kernels", "arlat-core", "arlat-data", "arlat-dynamics", "arlat-vae", "arlat-score", "arlat-diag", "torch", "torchaudio", "numpy", "scipy", "zarr")
+
+
+def manifest(seed: int, config: dict[str, Any], inputs: dict[str, str], device: str) -> dict[str, Any]:
+    """Everything needed to repeat a run: seeds, versions, device, input hashes, config. Holds no time and no path of the machine."""
+    versions = {}
+    for name in VERSIONED:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {"seed": seed, "config": config, "inputs": inputs, "device": device, "python": platform.python_version(), "platform": sys.platform, "versions": versions}
+
+
+@contextlib.contextmanager
+def run_directory(path: Path, settings: dict[str, Any]) -> Iterator[int]:
+    """Locks `path` for this process, writes or compares its `config.json`, and yields the attempt number (1, 2, …).
+
+    Raises UserError when another process holds the run, or when the run was made with other settings (their difference is listed).
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / ".lock")
+    owner = path / "owner.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = json.loads(owner.read_text()) if owner.exists() else {}
+        raise UserError(f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. Wait for it, or choose another --out.") from None
+    try:
+        attempt = (json.loads(owner.read_text())["attempt"] if owner.exists() else 0) + 1
+        write_json(owner, {"pid": os.getpid(), "host": platform.node(), "attempt": attempt})
+        check_settings(path / "config.json", settings)
+        yield attempt
+    finally:
+        lock.release()
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Writes `settings` to `path`, or refuses when the file there differs, naming each differing key."""
+    wanted = json.loads(json.dumps(settings, default=str))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    old = flatten(json.loads(path.read_text()))
+    new = flatten(wanted)
+    different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if different:
+        lines = "\n".join(f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}" for key in different)
+        raise UserError(f"{path.parent} holds a run with another configuration:\n{lines}\nChoose another --out, or repeat the old settings to resume it.")
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables to dotted keys.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,9 @@
+"""The commands that arlat-diag adds: sub-command -> (help line, "module:function")."""
+
+COMMANDS = {
+    "demo": {"": ("speech to a report, in one command", "arlat_diag.demo:main")},
+    "diag": {
+        "battery": ("run the battery on a latent store", "arlat_diag.battery:main"),
+        "report": ("write one report of any number of runs", "arlat_diag.report:main"),
+    },
+}

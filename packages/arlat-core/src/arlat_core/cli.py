@@ -19,16 +19,24 @@ GROUPS = {  # top-level word -> (what it does, the distribution that brings it)
 
 
 def commands(group: str) -> dict[str, tuple[str, str]]:
-    """Sub-command -> (help line, "module:function") of one top-level word; the word itself stands under ''."""
+    """Sub-command -> (help line, "module:function") of one top-level word; the word itself stands under ''.
+
+    Raises LookupError when the package that brings the word is not installed.
+    """
     for point in entry_points(group="arlat.commands", name=group):
         table: dict[str, dict[str, tuple[str, str]]] = importlib.import_module(point.value).COMMANDS
         return table[group]
-    return {}
+    raise LookupError(group)
 
 
 def usage() -> str:
     """The text of `arlat --help`."""
-    lines = ["usage: arlat COMMAND …", "", "Why do rollouts of continuous audio latents fall apart: the dynamics, the representation, or both?", ""]
+    lines = [
+        "usage: arlat COMMAND …",
+        "",
+        "Why do rollouts of continuous audio latents fall apart: the dynamics, the representation, or both?",
+        "",
+    ]
     installed = {point.name for point in entry_points(group="arlat.commands")}
     for name, (text, distribution) in GROUPS.items():
         absent = "" if name in installed else f"  (not installed: pip install {distribution})"
@@ -51,13 +59,28 @@ def main(arguments: list[str] | None = None) -> int:
     if group not in GROUPS:
         print(f"arlat has no command {group!r}. Commands: {', '.join(GROUPS)}.", file=sys.stderr)
         return 2
-    table = commands(group)
+    try:
+        table = commands(group)
+    except LookupError:
+        print(
+            f"`arlat {group}` belongs to {GROUPS[group][1]}, which is not installed: pip install {GROUPS[group][1]}",
+            file=sys.stderr,
+        )
+        return 2
     if not table:
-        print(f"`arlat {group}` belongs to {GROUPS[group][1]}, which is not installed: pip install {GROUPS[group][1]}", file=sys.stderr)
+        print(f"{GROUPS[group][1]} has no commands yet: this version holds only their place.", file=sys.stderr)
         return 2
     if "" not in table:
         if not rest or rest[0] in ("-h", "--help"):
-            print("\n".join([f"usage: arlat {group} COMMAND …", "", *(f"  {name:<10} {text}" for name, (text, _) in table.items())]))
+            print(
+                "\n".join(
+                    [
+                        f"usage: arlat {group} COMMAND …",
+                        "",
+                        *(f"  {name:<10} {text}" for name, (text, _) in table.items()),
+                    ]
+                )
+            )
             return 0
         name, *rest = rest
         if name not in table:

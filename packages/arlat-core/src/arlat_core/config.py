@@ -29,7 +29,9 @@ def read_preset(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"The preset {path} cannot be read: {error}. Give a TOML file such as those under conf/.") from error
+        raise UserError(
+            f"The preset {path} cannot be read: {error}. Give a TOML file such as those under conf/."
+        ) from error
     grid = raw.pop("grid", {})
     bad = {key: value for key, value in grid.items() if not isinstance(value, list) or not value}
     if bad:
@@ -48,7 +50,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Merges nested tables; `over` wins."""
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        merged[key] = (
+            merge(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+        )
     return merged
 
 
@@ -80,7 +84,10 @@ def parse(cls: type[T], arguments: Sequence[str], prog: str = "arlat", descripti
     try:
         return tyro.cli(cls, args=flags, default=default, prog=prog, description=description)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item.get('input')!r})." for item in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item.get('input')!r})."
+            for item in error.errors()
+        ]
         raise UserError("The arguments are not valid:\n" + "\n".join(lines)) from error
 
 

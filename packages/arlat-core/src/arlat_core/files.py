@@ -57,5 +57,7 @@ def safe_name(text: str) -> str:
     >>> safe_name("84-121123-0001")
     '84-121123-0001'
     """
-    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in text)[:100].lstrip(".")
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in text)[
+        :100
+    ].lstrip(".")
     return kept if kept == text and kept else f"{kept or 'item'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

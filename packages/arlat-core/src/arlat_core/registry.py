@@ -26,7 +26,9 @@ def names(kind: Kind) -> dict[str, str]:
     for package in packages(kind):
         spec = importlib.util.find_spec(package)
         if spec is None or spec.submodule_search_locations is None:
-            raise UserError(f"The entry point arlat.{kind} names {package!r}, which is no package. Reinstall what provides it.")
+            raise UserError(
+                f"The entry point arlat.{kind} names {package!r}, which is no package. Reinstall what provides it."
+            )
         for module in pkgutil.iter_modules(spec.submodule_search_locations):
             if not module.name.startswith("_"):
                 found.setdefault(module.name, f"{package}.{module.name}")
@@ -37,10 +39,14 @@ def load(kind: Kind, name: str) -> ModuleType:
     """Imports the plugin `name`; an unknown name lists the known ones, a missing dependency names the extra that brings it."""
     known = names(kind)
     if name not in known:
-        raise UserError(f"There is no {kind.removesuffix('s')} named {name!r}. Known: {', '.join(known) or '(none installed)'}.")
+        raise UserError(
+            f"There is no {kind.removesuffix('s')} named {name!r}. Known: {', '.join(known) or '(none installed)'}."
+        )
     return importlib.import_module(known[name])
 
 
 def missing_extra(package: str, extra: str, error: ImportError) -> UserError:
     """The sentence for a plugin whose dependency is not installed."""
-    return UserError(f"{error.name or error} is not installed, which {package}[{extra}] brings: pip install '{package}[{extra}]'.")
+    return UserError(
+        f"{error.name or error} is not installed, which {package}[{extra}] brings: pip install '{package}[{extra}]'."
+    )

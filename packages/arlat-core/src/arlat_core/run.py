@@ -17,7 +17,20 @@ from filelock import FileLock, Timeout
 from arlat_core.config import UserError
 from arlat_core.files import write_json
 
-VERSIONED = ("arlat-kernels", "arlat-core", "arlat-data", "arlat-dynamics", "arlat-vae", "arlat-score", "arlat-diag", "torch", "torchaudio", "numpy", "scipy", "zarr")
+VERSIONED = (
+    "arlat-kernels",
+    "arlat-core",
+    "arlat-data",
+    "arlat-dynamics",
+    "arlat-vae",
+    "arlat-score",
+    "arlat-diag",
+    "torch",
+    "torchaudio",
+    "numpy",
+    "scipy",
+    "zarr",
+)
 
 
 def manifest(seed: int, config: dict[str, Any], inputs: dict[str, str], device: str) -> dict[str, Any]:
@@ -26,7 +39,15 @@ def manifest(seed: int, config: dict[str, Any], inputs: dict[str, str], device: 
     for name in VERSIONED:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
-    return {"seed": seed, "config": config, "inputs": inputs, "device": device, "python": platform.python_version(), "platform": sys.platform, "versions": versions}
+    return {
+        "seed": seed,
+        "config": config,
+        "inputs": inputs,
+        "device": device,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        "versions": versions,
+    }
 
 
 @contextlib.contextmanager
@@ -42,7 +63,9 @@ def run_directory(path: Path, settings: dict[str, Any]) -> Iterator[int]:
         lock.acquire(timeout=0)
     except Timeout:
         holder = json.loads(owner.read_text()) if owner.exists() else {}
-        raise UserError(f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. Wait for it, or choose another --out.") from None
+        raise UserError(
+            f"{path} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. Wait for it, or choose another --out."
+        ) from None
     try:
         attempt = (json.loads(owner.read_text())["attempt"] if owner.exists() else 0) + 1
         write_json(owner, {"pid": os.getpid(), "host": platform.node(), "attempt": attempt})
@@ -63,7 +86,9 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if different:
         lines = "\n".join(f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}" for key in different)
-        raise UserError(f"{path.parent} holds a run with another configuration:\n{lines}\nChoose another --out, or repeat the old settings to resume it.")
+        raise UserError(
+            f"{path.parent} holds a run with another configuration:\n{lines}\nChoose another --out, or repeat the old settings to resume it."
+        )
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

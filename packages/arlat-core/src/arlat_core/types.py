@@ -47,7 +47,9 @@ class LatentSpec(Config):
             )
 
 
-def fingerprint(options: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, files: Mapping[str, bytes] | None = None) -> str:
+def fingerprint(
+    options: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, files: Mapping[str, bytes] | None = None
+) -> str:
     """Hashes options, weights and files to 16 hexadecimal digits, the same on every machine."""
     digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
     for name in sorted(tensors or {}):

@@ -1,0 +1,7 @@
+"""Contracts that ship with the package: one check per kind of plugin, each raising AssertionError with values."""
+
+from __future__ import annotations
+
+from arlat_core.testing.codec import check_codec
+
+__all__ = ["check_codec"]

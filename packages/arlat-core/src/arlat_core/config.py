@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,11 +39,20 @@ def read_preset(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     return raw, grid
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Separates leading preset files (`*.toml`) from overrides, and turns `a.b=c` into `--a.b=c`."""
-    presets = [Path(argument) for argument in arguments if argument.endswith(".toml") and "=" not in argument]
-    rest = [argument for argument in arguments if not (argument.endswith(".toml") and "=" not in argument)]
-    return presets, [re.sub(r"^(?=[A-Za-z_][\w.\-]*=)", "--", argument) for argument in rest]
+def split_arguments(arguments: Sequence[str], fields: Collection[str]) -> tuple[list[Path], list[str]]:
+    """Separates preset files (`*.toml`) from flags, and turns `a.b=c` into `--a.b=c` where `a` is one of `fields`.
+
+    >>> split_arguments(["p.toml", "data.dir=X", "--codec", "lyra=DIR"], {"data", "codec"})[1]
+    ['--data.dir=X', '--codec', 'lyra=DIR']
+    """
+    presets, flags = [], []
+    for argument in arguments:
+        key = re.match(r"([A-Za-z_]\w*)[\w.\-]*=", argument)
+        if argument.endswith(".toml") and key is None and not argument.startswith("-"):
+            presets.append(Path(argument))
+        else:
+            flags.append(f"--{argument}" if key and key[1] in fields else argument)
+    return presets, flags
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def parse(cls: type[T], arguments: Sequence[str], prog: str = "arlat", descripti
     """Builds one `cls` from presets (`*.toml`), flags (`--seed 3`) and dotted overrides (`data.latents_dir=STORE`)."""
     import tyro
 
-    presets, flags = split_arguments(arguments)
+    presets, flags = split_arguments(arguments, cls.model_fields)
     values: dict[str, Any] = {}
     for path in presets:
         table, grid = read_preset(path)
@@ -82,13 +91,14 @@ def parse(cls: type[T], arguments: Sequence[str], prog: str = "arlat", descripti
         values = merge(values, table)
     default: Any = validate(cls, values, str(presets[-1])) if presets else tyro.MISSING_NONPROP
     try:
-        return tyro.cli(cls, args=flags, default=default, prog=prog, description=description)
+        parsed: T = tyro.cli(cls, args=flags, default=default, prog=prog, description=description)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item.get('input')!r})."
             for item in error.errors()
         ]
         raise UserError("The arguments are not valid:\n" + "\n".join(lines)) from error
+    return parsed
 
 
 def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:

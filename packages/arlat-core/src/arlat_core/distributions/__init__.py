@@ -1,0 +1,11 @@
+"""Step distributions: laws of one displacement Δ ∈ R^D, every density in nats over R^D in raw units."""
+
+from __future__ import annotations
+
+from arlat_core.distributions.affine import Affine
+from arlat_core.distributions.base import StepDistribution
+from arlat_core.distributions.gaussian import DiagonalGaussian, FullGaussian
+from arlat_core.distributions.mixture import GaussianMixture
+from arlat_core.distributions.uniform_lognormal import UniformLogNormal
+
+__all__ = ["Affine", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "StepDistribution", "UniformLogNormal"]

@@ -4,6 +4,7 @@ COMMANDS = {
     "demo": {"": ("speech to a report, in one command", "arlat_diag.demo:main")},
     "diag": {
         "battery": ("run the battery on a latent store", "arlat_diag.battery:main"),
+        "calibrate": ("prove the battery on processes with known answers", "arlat_diag.calibration:main"),
         "report": ("write one report of any number of runs", "arlat_diag.report:main"),
     },
 }

@@ -1,0 +1,62 @@
+"""Configuration: presets, overrides, refusals."""
+
+from pathlib import Path
+
+import pytest
+from arlat_core.config import Config, UserError, grid_points, parse, read_preset
+from pydantic import Field
+
+
+class Inner(Config):
+    rate: float = Field(0.5, gt=0)
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    codec: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def test_dotted_overrides_and_values_with_equals() -> None:
+    config = parse(Outer, ["inner.rate=2", "--codec", "lyra=DIR", "mel", "--seed", "3"])
+    assert config == Outer(inner=Inner(rate=2.0), codec=("lyra=DIR", "mel"), seed=3)
+
+
+def test_preset_then_override(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text("seed = 1\n[inner]\nrate = 3.0\n")
+    assert parse(Outer, [str(preset), "seed=2"]) == Outer(inner=Inner(rate=3.0), seed=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sed = 1\n", "Known keys: inner, codec, seed"),
+        ("[inner]\nrate = -1\n", "inner.rate"),
+        ("[inner]\nrate = nan\n", "inner.rate"),
+        ("seed = \n", "cannot be read"),
+    ],
+)
+def test_bad_presets_are_refused_with_the_key(tmp_path: Path, text: str, said: str) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text(text)
+    with pytest.raises(UserError, match=said):
+        parse(Outer, [str(preset)])
+
+
+def test_a_bad_override_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((UserError, SystemExit)):
+        parse(Outer, ["inner.rate=-1"])
+    with pytest.raises((UserError, SystemExit)):
+        parse(Outer, ["inner.speed=1"])
+
+
+def test_a_grid_expands_and_is_refused_by_a_single_run(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text('[grid]\n"inner.rate" = [1.0, 2.0]\nseed = [0, 1, 2]\n')
+    _, grid = read_preset(preset)
+    points = grid_points(grid)
+    assert len(points) == 6
+    assert points[0] == {"inner": {"rate": 1.0}, "seed": 0}
+    with pytest.raises(UserError, match="sweep"):
+        parse(Outer, [str(preset)])

@@ -1,0 +1,104 @@
+"""P3: the battery proves itself on processes whose answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from arlat_core.config import Config as BaseConfig
+from arlat_core.config import parse
+from arlat_core.files import safe_name
+from arlat_core.types import Value
+from arlat_data.synth import make
+from pydantic import Field
+
+from arlat_diag.battery import Config as BatteryConfig
+from arlat_diag.battery import DataConfig, run_battery
+
+TOLERANCE = 0.03
+CASES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("white", {}),
+    ("ar1", {"rho": 0.25}),
+    ("ar1", {"rho": 0.8}),
+    ("vmf_walk", {}),
+)
+
+
+class Config(BaseConfig):
+    """Settings of `arlat diag calibrate`."""
+
+    out: Path
+    """Folder of the synthetic stores and their runs."""
+    dims: tuple[int, ...] = (8, 32, 128)
+    """Dimensions D."""
+    processes: tuple[str, ...] = ("white", "ar1", "vmf_walk")
+    """Which processes."""
+    utterances: int = Field(256, gt=0)
+    """Utterances of each store."""
+    frames: int = Field(400, gt=32)
+    """Frames of each utterance."""
+    speakers: int = Field(64, gt=20)
+    """Speakers of each store."""
+    seed: int = Field(0, ge=0)
+    """Seed of the stores and of the battery."""
+
+
+def agrees(value: Value) -> bool | None:
+    """Whether a figure holds its truth within its own 95 % interval or 3 %; None where there is no truth or no value."""
+    if value.truth is None or value.value is None:
+        return None
+    inside = value.low is not None and value.high is not None and value.low <= value.truth <= value.high
+    return inside or abs(value.value - value.truth) <= TOLERANCE * abs(value.truth)
+
+
+def calibrate(config: Config, progress: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Makes each synthetic store, runs the battery on it, and returns the run directories; finished ones are kept."""
+    runs = []
+    for process, params in CASES:
+        if process not in config.processes:
+            continue
+        for dim in config.dims:
+            label = " ".join([process, *(f"{key}={value}" for key, value in params.items()), f"D={dim}"])
+            progress(f"calibration: {label}")
+            store, run = config.out / "stores" / safe_name(label), config.out / "runs" / safe_name(label)
+            if not (store / "truth.json").exists():
+                make(
+                    process,
+                    dim=dim,
+                    utterances=config.utterances,
+                    frames=config.frames,
+                    speakers=config.speakers,
+                    seed=config.seed,
+                    out=store,
+                    **params,
+                )
+            run_battery(
+                BatteryConfig(data=DataConfig(latents_dir=store), out=run, name=label, seed=config.seed), progress
+            )
+            runs.append(run)
+    return runs
+
+
+def main(arguments: list[str], prog: str) -> int:
+    """`arlat diag calibrate --out DIR [--dims 8 32 128]`: the proof that a report carries."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from arlat_diag.results import read_results
+
+    config = parse(Config, arguments, prog, "Runs the battery on processes whose answers are known.")
+    console = Console(stderr=True)
+    with console.status("calibration") as status:
+        runs = calibrate(config, lambda text: status.update(text))
+    table = Table("process", "figures with a known answer", "agree", "disagree")
+    failed = 0
+    for run in runs:
+        for name, values in read_results(run / "results.json").results.items():
+            verdicts = {key: agrees(value) for key, value in values.items()}
+            bad = [key for key, verdict in verdicts.items() if verdict is False]
+            failed += len(bad)
+            known = sum(verdict is not None for verdict in verdicts.values())
+            table.add_row(name, str(known), str(known - len(bad)), ", ".join(bad[:8]) + (" …" if len(bad) > 8 else ""))
+    Console().print(table)
+    return 1 if failed else 0

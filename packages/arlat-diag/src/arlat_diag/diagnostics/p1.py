@@ -1,0 +1,304 @@
+"""P1: how predictable is the next displacement?
+
+A mixture density network on the last 8 frames, at horizons 1, 2, 4, 8 (and in the lag form of earlier work), against
+the whole ladder of baselines, with floors and the linear VAR beside it. Every figure is over held-out speakers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from arlat_core.config import Config as BaseConfig
+from arlat_core.types import Result, Value, WorstFrame
+from arlat_data.store import LatentStore, Split
+from arlat_data.windows import Windows, windows
+from arlat_dynamics import checkpoint
+from arlat_dynamics.models.linear import LinearModel, fit_linear
+from arlat_dynamics.models.mlp import ResidualMixture
+from arlat_dynamics.train import TrainConfig, fit, split_speakers
+from pydantic import Field
+from torch import Tensor
+
+from arlat_diag.baselines import Baselines, Marginal, fit_displacement, fit_marginal
+from arlat_diag.intervals import make_value, worst
+
+Kind = Literal["horizon", "lag"]
+
+
+class Config(BaseConfig):
+    """Settings of P1."""
+
+    context: int = Field(8, gt=0)
+    """Frames that the predictor sees."""
+    horizons: tuple[int, ...] = (1, 2, 4, 8)
+    """Horizons h of Δ^(h)."""
+    lags: tuple[int, ...] = (2, 4, 8)
+    """Lags k of the one-step displacement, the form of earlier work."""
+    components: int = Field(8, gt=0)
+    """Mixture components of the predictor, of B2 and of B5."""
+    median_draws: int = Field(256, gt=1)
+    """Draws behind the predictive median of the step length."""
+    median_frames: int = Field(2000, gt=1)
+    """At most so many held-out frames enter the log-magnitude R²."""
+    train: TrainConfig = TrainConfig()
+    """Training of the predictor."""
+    seed: int = 0
+    """Seed of the validation split, the initial weights and every draw."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The windows of one horizon or lag, and which training rows are for fitting and which for stopping."""
+
+    train: Windows
+    fit_rows: Tensor
+    validation_rows: Tensor
+    held_out: Windows
+
+
+def prepare(store: LatentStore, train: Split, held_out: Split, kind: Kind, step: int, config: Config) -> Data:
+    """Cuts both splits into windows; validation is a set of training speakers that the predictor never sees."""
+    cut = windows(train, config.context, step, kind)
+    rest = windows(held_out, config.context, step, kind)
+    fit_rows, validation_rows = split_speakers(cut, seed=config.seed)
+    if len(rest) == 0 or len(fit_rows) == 0 or len(validation_rows) == 0:
+        raise ValueError(
+            f"{store.path} has too few frames for a context of {config.context} and a {kind} of {step}: "
+            f"{len(fit_rows)} rows to fit, {len(validation_rows)} to stop on, {len(rest)} held out. Give longer or more audio."
+        )
+    return Data(cut, fit_rows, validation_rows, rest)
+
+
+def fit_predictor(
+    data: Data, config: Config, folder: Path, store: LatentStore, kind: Kind, device: str
+) -> ResidualMixture:
+    """Loads the predictor of `folder`, or fits it (the linear VAR first, the network on its residuals) and saves it."""
+    if checkpoint.exists(folder):
+        return checkpoint.load(folder, store.spec).to(device)
+    generator = torch.Generator().manual_seed(config.seed)
+    linear = fit_linear(data.train, data.fit_rows, data.validation_rows, orders=(0, 1, 2, 4, config.context))
+    model = ResidualMixture.start(linear, data.train, data.fit_rows, config.components, generator).to(device)
+    fit(model, data.train, data.fit_rows, data.validation_rows, config.train, generator)
+    checkpoint.save(model, folder, store.spec)
+    return model
+
+
+def one_step_model(store: LatentStore, config: Config, run_dir: Path, device: str) -> ResidualMixture:
+    """The predictor at horizon 1, which is also the one-step dynamics model of R1; trained when it is not there yet."""
+    folder = run_dir / "models" / "h1"
+    if checkpoint.exists(folder):
+        return checkpoint.load(folder, store.spec).to(device)
+    data = prepare(store, store.load("train"), store.load("eval"), "horizon", 1, config)
+    return fit_predictor(data, config, folder, store, "horizon", device)
+
+
+def fit_baselines(data: Data, config: Config, marginal: Marginal | None, var: LinearModel) -> Baselines:
+    """Fits the ladder of one horizon or lag on the training split."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    train, validation = data.train.gather(data.fit_rows), data.train.gather(data.validation_rows)
+    displacement = fit_displacement(train.target, validation.target, config.components, generator)
+    reversion = None if marginal is None else fit_linear(data.train, data.fit_rows, data.validation_rows, orders=(1,))
+    return Baselines(displacement, reversion, var, marginal)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-frame scores on the held-out windows, each [n]; rows of `rest` are aligned with the windows."""
+
+    nll: dict[str, Tensor]
+    cosine: dict[str, Tensor]
+    length: Tensor
+    predicted_length: dict[str, Tensor]
+    log_median: Tensor
+    median_rows: Tensor
+
+
+def score(model: ResidualMixture, baselines: Baselines, data: Data, config: Config, device: str) -> Scores:
+    """Scores the predictor, the VAR and every baseline on all held-out windows, in blocks."""
+    nll: dict[str, list[Tensor]] = {}
+    cosine: dict[str, list[Tensor]] = {}
+    length: list[Tensor] = []
+    predicted: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        for rows in torch.arange(len(data.held_out)).split(2048):
+            batch = data.held_out.gather(rows)
+            law = model.distribution(batch.context.to(device))
+            means = {"model": law.mean().cpu(), "var": baselines.var.distribution(batch.context).mean()}
+            if baselines.reversion is not None:
+                means["floor"] = baselines.reversion.distribution(batch.context).mean()
+            parts = {"model": -law.log_prob(batch.target.to(device)).cpu()}
+            parts["var"] = -baselines.var.distribution(batch.context).log_prob(batch.target)
+            parts |= {name: baselines.nll(name, batch) for name in baselines.names()}
+            for name, value in parts.items():
+                nll.setdefault(name, []).append(value)
+            for name, value in means.items():
+                cosine.setdefault(name, []).append(torch.cosine_similarity(value, batch.target, dim=-1))
+                predicted.setdefault(name, []).append(value.norm(dim=-1))
+            length.append(batch.target.norm(dim=-1))
+    rows = median_rows(len(data.held_out), config.median_frames)
+    return Scores(
+        {name: torch.cat(value).double() for name, value in nll.items()},
+        {name: torch.cat(value).double() for name, value in cosine.items()},
+        torch.cat(length).double(),
+        {name: torch.cat(value).double() for name, value in predicted.items()},
+        predictive_log_median(model, data.held_out, rows, config, device),
+        rows,
+    )
+
+
+def median_rows(count: int, at_most: int) -> Tensor:
+    """Evenly spaced rows, at most `at_most` of them."""
+    return torch.linspace(0, count - 1, min(count, at_most)).round().long()
+
+
+def predictive_log_median(
+    model: ResidualMixture, held_out: Windows, rows: Tensor, config: Config, device: str
+) -> Tensor:
+    """log of the predictive median of ‖Δ‖ for `rows` [r], by draws from the predictive law."""
+    generator = torch.Generator(device).manual_seed(config.seed + 2)
+    block = max(1, int(2e7 // (config.median_draws * model.dim)))
+    parts = []
+    with torch.no_grad():
+        for part in rows.split(block):
+            context = held_out.gather(part).context.to(device)
+            law = model.distribution(context.repeat_interleave(config.median_draws, 0))
+            lengths = law.sample(generator).norm(dim=-1).view(len(part), config.median_draws)
+            parts.append(lengths.quantile(0.5, dim=1).log().cpu())
+    return torch.cat(parts).double()
+
+
+def run(
+    store: LatentStore,
+    config: Config,
+    run_dir: Path,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Runs P1 on a store; fitted predictors stay under `run_dir`/models, so that a killed run goes on.
+
+    Source of the headline ΔNLL_B5 and of every definition: SPEC §12.1–12.3.
+    """
+    train, held_out = store.load("train"), store.load("eval")
+    truth = {key: entry["value"] for key, entry in (store.truth or {"values": {}})["values"].items()}
+    result: dict[str, Value] = {}
+    worst_frames: list[WorstFrame] = []
+    notes: list[str] = []
+    marginal: Marginal | None = None
+    cases: list[tuple[Kind, int]] = [("horizon", h) for h in config.horizons] + [("lag", k) for k in config.lags]
+    for kind, step in cases:
+        name = f"h{step}" if kind == "horizon" else f"lag{step}"
+        progress(f"P1 {name}")
+        data = prepare(store, train, held_out, kind, step, config)
+        model = fit_predictor(data, config, run_dir / "models" / name, store, kind, device)
+        if kind == "horizon" and marginal is None:
+            marginal = marginal_of(train, data, config)
+        baselines = fit_baselines(data, config, marginal if kind == "horizon" else None, model.linear)
+        scores = score(model, baselines, data, config, device)
+        result |= figures(f"p1.{name}", scores, data, store, truth)
+        if kind == "horizon" and step == 1:
+            result |= slices(scores, data, store, config)
+            worst_frames = worst(
+                (scores.nll["model"] - scores.nll["b5"]).numpy(),
+                "p1.h1.dnll_b5",
+                [held_out.ids[index] for index in data.held_out.utterance.tolist()],
+                data.held_out.frame.numpy(),
+                20,
+            )
+        saturated = model.saturated_fraction(
+            data.held_out.gather(median_rows(len(data.held_out), 2000)).context.to(device)
+        )
+        if saturated > 0.01:
+            notes.append(f"p1.{name}: {100 * saturated:.1f} % of the predicted scales are near their bounds.")
+        notes.append(f"p1.{name}: linear order {model.linear.order}, ridge {model.linear.ridge:.3g}.")
+    return Result(values=result, worst=worst_frames, notes=notes, settings=config.model_dump(mode="json"))
+
+
+def marginal_of(train: Split, data: Data, config: Config) -> Marginal:
+    """B5 on all training frames, stopped on the frames of the validation speakers."""
+    generator = torch.Generator().manual_seed(config.seed + 3)
+    speakers = set(data.train.speaker[data.validation_rows].tolist())
+    names = sorted(set(train.speakers))
+    chosen = torch.zeros(len(train.z), dtype=torch.bool)
+    inside = torch.zeros(len(train.z), dtype=torch.bool)
+    for start, length, speaker in zip(train.start.tolist(), train.length.tolist(), train.speakers, strict=True):
+        inside[start : start + length] = True
+        chosen[start : start + length] = names.index(speaker) in speakers
+    return fit_marginal(train.z[inside & ~chosen], train.z[inside & chosen], config.components, generator)
+
+
+def figures(prefix: str, scores: Scores, data: Data, store: LatentStore, truth: dict[str, float]) -> dict[str, Value]:
+    """The figures of one horizon or lag, each with interval, count, floor and (on a synthetic store) truth."""
+    speaker, utterance = data.held_out.speaker.numpy(), data.held_out.utterance.numpy()
+    dim, rate = store.spec.dim, store.spec.frame_rate
+
+    def value(key: str, rows: Tensor | None, array: Tensor, **more: float | str | Tensor | None) -> None:
+        at = slice(None) if rows is None else rows.numpy()
+        below = more.pop("denominator", None)
+        out[f"{prefix}.{key}"] = make_value(
+            array.numpy(),
+            speaker[at],
+            utterance[at],
+            denominator=None if below is None else below.numpy(),
+            truth=truth.get(f"{prefix}.{key}"),
+            **more,
+        )
+
+    out: dict[str, Value] = {}
+    nll = scores.nll
+    floors = {"b0": -(dim / 2) * float(np.log(2)), "b5": 0.0, "b5_gaussian": 0.0, "b3": 0.0, "b4": 0.0}
+    for name in (name for name in nll if name not in ("model", "var")):
+        value(f"dnll_{name}", None, nll["model"] - nll[name], unit="nats/frame", floor=floors.get(name))
+    value("nll", None, nll["model"], unit="nats/frame")
+    value("var_dnll_b0", None, nll["var"] - nll["b0"], unit="nats/frame", floor=floors["b0"])
+    if "b5" in nll:
+        value("var_dnll_b5", None, nll["var"] - nll["b5_gaussian"], unit="nats/frame", floor=0.0)
+        information = -(nll["model"] - nll["b5"]) * rate / float(np.log(2))
+        value("information_rate", None, information, unit="bit/s", floor=0.0)
+    moving = (scores.length > 0.05 * scores.length.median()).nonzero()[:, 0]
+    floor = float(scores.cosine["floor"][moving].mean()) if "floor" in scores.cosine else None
+    value("cosine", moving, scores.cosine["model"][moving], floor=floor)
+    value("var_cosine", moving, scores.cosine["var"][moving], floor=floor)
+    if "floor" in scores.cosine:
+        value("cosine_floor", moving, scores.cosine["floor"][moving])
+    value("cosine_null", moving, torch.full((len(moving),), dim**-0.5, dtype=torch.float64))
+    value("magnitude_ratio", None, scores.predicted_length["model"], denominator=scores.length)
+    value("var_magnitude_ratio", None, scores.predicted_length["var"], denominator=scores.length)
+    value(
+        "magnitude_ratio_median", moving, (scores.predicted_length["model"] / scores.length)[moving], statistic="median"
+    )
+    rows = scores.median_rows[scores.length[scores.median_rows] > 0]
+    keep = scores.length[scores.median_rows] > 0
+    log_m = scores.length[rows].log()
+    trained = data.train.gather(data.fit_rows).target.norm(dim=-1).double()
+    error = (log_m - scores.log_median[keep]) ** 2
+    spread = (log_m - trained[trained > 0].log().mean()) ** 2
+    value("logmag_r2", rows, spread - error, denominator=spread, floor=0.0)
+    return out
+
+
+def slices(scores: Scores, data: Data, store: LatentStore, config: Config) -> dict[str, Value]:
+    """ΔNLL_B5 at horizon 1 on the slices of SPEC D9, from the scores already there."""
+    out: dict[str, Value] = {}
+    every = list(zip(data.held_out.utterance.tolist(), data.held_out.frame.tolist(), strict=True))
+    gain = (scores.nll["model"] - scores.nll["b5"]).numpy()
+    held_out = store.load("eval")
+    for name in ("high_energy", "medial"):
+        if name == "high_energy" and not bool(torch.isfinite(held_out.energy).any()):
+            continue
+        part = windows(held_out, config.context, 1, "horizon", slice=name)
+        wanted = set(zip(part.utterance.tolist(), part.frame.tolist(), strict=True))
+        at = np.array([pair in wanted for pair in every])
+        if at.any():
+            out[f"p1.slice.{name}.h1.dnll_b5"] = make_value(
+                gain[at],
+                data.held_out.speaker.numpy()[at],
+                data.held_out.utterance.numpy()[at],
+                unit="nats/frame",
+                floor=0.0,
+            )
+    return out

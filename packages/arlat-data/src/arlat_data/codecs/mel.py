@@ -69,7 +69,8 @@ class Mel:
         if latents.shape[1] == 0:
             return latents.new_zeros(len(latents), 0)
         # One item at a time: the iterations magnify the rounding that differs between a batch and an item alone.
-        return torch.cat([self._decode_one(item) for item in latents.to(self._window).split(1)])
+        z = latents.to(self._window)
+        return torch.cat([self._decode_one(z[item : item + 1]) for item in range(len(z))])
 
     def _decode_one(self, latents: Tensor) -> Tensor:
         """[1 t d] -> [1 t·hop]."""

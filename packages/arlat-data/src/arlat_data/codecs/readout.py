@@ -1,0 +1,209 @@
+"""Linear readout: z_dyn = W·[z_{t−L+1}; …; z_t], a low-dimensional view of another codec's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from arlat_core.config import Config as BaseConfig
+from arlat_core.config import UserError, validate
+from arlat_core.types import Codec, LatentSpec, fingerprint
+from pydantic import Field
+from torch import Tensor
+
+from arlat_data.codecs import build_codec
+from arlat_data.codecs._folder import read_json, read_tensors, require_files, write_fitted
+from arlat_data.codecs._principal import Moments, principal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from arlat_data.store import LatentStore
+
+
+class Config(BaseConfig):
+    """`readout=FOLDER` or `readout=FOLDER|CODEC`, a folder that `fit_readout` made."""
+
+    dim: int | None = None
+    """Dimension that the folder is expected to have; any by default."""
+    folder: Path
+    """Holds readout.json and readout.safetensors."""
+    inner: str | None = None
+    """The codec that is wrapped, as text; by default the one that readout.json names, where that needs no folder."""
+
+
+class About(BaseConfig):
+    """What readout.json says."""
+
+    kind: Literal["pca"]
+    dim: int = Field(gt=0)
+    context_frames: int = Field(gt=0)
+    whiten: bool
+    inner: LatentSpec
+    explained: float
+    frames: int
+    store: str
+
+
+class Projection:
+    """W and its pseudo-inverse on latents alone, without the codec: `project` [b t d] -> [b t dim], `lift` back."""
+
+    def __init__(self, about: About, down: Tensor, up: Tensor, mean: Tensor, device: str = "cpu") -> None:
+        """`down` [dim L·d], `up` [L·d dim], `mean` [L·d]."""
+        self.about = about
+        self.down, self.up, self.mean = down.to(device), up.to(device), mean.to(device)
+        inner = about.inner
+        self.spec = LatentSpec(
+            codec=f"readout:{about.dim}|{inner.codec}",
+            space=f"readout of {inner.space}",
+            dim=about.dim,
+            frame_rate=inner.frame_rate,
+            sample_rate=inner.sample_rate,
+            fingerprint=fingerprint(
+                {"readout": 1, "inner": inner.fingerprint, "context_frames": about.context_frames},
+                {"down": down, "up": up, "mean": mean},
+            ),
+            causal=inner.causal,
+        )
+
+    def project(self, z: Tensor) -> Tensor:
+        """[b t d] -> [b t dim]; before the start stands the first frame."""
+        return (context_windows(z.to(self.mean), self.about.context_frames) - self.mean) @ self.down.T
+
+    def lift(self, y: Tensor) -> Tensor:
+        """[b t dim] -> [b t d]: the sequence whose windows are nearest, in squared error, to those that `up` gives.
+
+        That is each frame's mean over the up to L windows that hold it.
+        """
+        batch, frames, _ = y.shape
+        length, dim = self.about.context_frames, self.about.inner.dim
+        guess = (y.to(self.mean) @ self.up.T + self.mean).reshape(batch, frames * length, dim)
+        index = _window_index(frames, length, y.device).flatten()
+        total = torch.zeros(batch, frames, dim, device=guess.device).index_add_(1, index, guess)
+        return total / torch.bincount(index, minlength=frames)[:, None]
+
+
+class Readout:
+    """A codec seen through a Projection."""
+
+    def __init__(self, inner: Codec, projection: Projection) -> None:
+        try:
+            projection.about.inner.require(inner.spec, "The readout")
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self.inner, self.projection = inner, projection
+
+    @property
+    def spec(self) -> LatentSpec:
+        return self.projection.spec
+
+    def frames(self, samples: int) -> int:
+        return self.inner.frames(samples)
+
+    def encode(self, audio: Tensor) -> Tensor:
+        return self.projection.project(self.inner.encode(audio))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.inner.decode(self.projection.lift(latents))
+
+
+def context_windows(z: Tensor, length: int) -> Tensor:
+    """[b t d] -> [b t length·d], oldest frame first; before the start stands the first frame."""
+    frames = z.shape[1]
+    return z[:, _window_index(frames, length, z.device)].flatten(2)
+
+
+def _window_index(frames: int, length: int, device: torch.device) -> Tensor:
+    """[t length]: which frames the window of frame t holds."""
+    newest = torch.arange(frames, device=device)[:, None]
+    return (newest + torch.arange(1 - length, 1, device=device)).clamp(min=0)
+
+
+def fit_readout(
+    store: LatentStore,
+    dim: int,
+    context_frames: int,
+    out: Path,
+    whiten: bool = False,
+    kind: Literal["pca"] = "pca",
+) -> Projection:
+    """Fits W on the train split of `store` and writes the folder `out`.
+
+    Raises UserError when `dim` exceeds what a window holds or the frames there are.
+    """
+    split = store.load("train")
+    size = context_frames * store.spec.dim
+    if not 0 < dim <= size:
+        raise UserError(
+            f"A window of {context_frames} frames of {store.spec.dim} dimensions has 1 to {size} directions, not {dim}."
+        )
+    moments = Moments(size)
+    for start, length in zip(split.start.tolist(), split.length.tolist(), strict=True):
+        moments.add(context_windows(split.z[None, start : start + length].float(), context_frames)[0])
+    if moments.count <= dim:
+        raise UserError(
+            f"{dim} directions need more than {dim} frames, but {store.path} has {moments.count} for training."
+        )
+    rows, variance, explained = principal(moments.covariance(), dim)
+    scale = variance.clamp(min=1e-12 * float(variance.max())).sqrt() if whiten else torch.ones_like(variance)
+    about = About(
+        kind=kind,
+        dim=dim,
+        context_frames=context_frames,
+        whiten=whiten,
+        inner=store.spec,
+        explained=explained,
+        frames=moments.count,
+        store=store.hash,
+    )
+    tensors = {"down": (rows / scale[:, None]).float(), "up": (rows.T * scale).float(), "mean": moments.mean().float()}
+    write_fitted(out, "readout", tensors, about.model_dump())
+    return Projection(about, tensors["down"], tensors["up"], tensors["mean"])
+
+
+def load_projection(folder: Path, device: str = "cpu") -> Projection:
+    """Reads the folder that `fit_readout` made."""
+    folder = require_files(folder, ["readout.json", "readout.safetensors"], "readout")
+    about = validate(About, read_json(folder / "readout.json", "readout"), str(folder / "readout.json"))
+    size = about.context_frames * about.inner.dim
+    shapes: dict[str, tuple[int, ...]] = {"down": (about.dim, size), "up": (size, about.dim), "mean": (size,)}
+    tensors = read_tensors(folder / "readout.safetensors", shapes, "readout")
+    return Projection(about, tensors["down"], tensors["up"], tensors["mean"], device)
+
+
+def apply(projection: Projection, store: LatentStore, out: Path) -> None:
+    """Writes the store `out`: every utterance of `store` seen through `projection`, without touching audio."""
+    from arlat_data.store import write_store
+
+    try:
+        projection.about.inner.require(store.spec, "The readout")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+    def utterances() -> Iterator[tuple[str, str, str, np.ndarray, np.ndarray | None]]:
+        for split in ("train", "eval"):
+            for name in store.ids(split):
+                z = projection.project(torch.from_numpy(store.frames(name))[None])[0].cpu().numpy()
+                yield name, store.speaker(name), split, z, store.energy(name)
+
+    write_store(out, projection.spec, utterances())
+
+
+def build(config: Config, device: str) -> Readout:
+    """Reads the folder and builds the codec inside."""
+    projection = load_projection(config.folder, device)
+    if config.dim not in (None, projection.about.dim):
+        raise UserError(f"{config.folder} holds a readout of {projection.about.dim} dimensions, not {config.dim}.")
+    text = config.inner or projection.about.inner.codec
+    try:
+        inner = build_codec(text, device)
+    except UserError as error:
+        if config.inner:
+            raise
+        raise UserError(
+            f"The readout {config.folder} was fitted on {text!r}, which cannot be built from its name alone. "
+            f"Name it with its folder, readout={config.folder}|CODEC=FOLDER. ({error})"
+        ) from error
+    return Readout(inner, projection)

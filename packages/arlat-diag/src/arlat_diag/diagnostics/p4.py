@@ -118,7 +118,7 @@ def autocorrelation(subject: Subject, lags: int) -> dict[str, Value]:
     out = {}
     for lag in range(1, lags + 1):
         at = subject.frames.followed(lag)
-        product = torch.cat([(x[rows] * x[rows + lag]).mean(-1) for rows in at.row.split(65_536)])
+        product = torch.cat([(x[rows] * x[rows + lag]).mean(-1) for rows in torch.split(at.row, 65_536)])
         below = (power[at.row] + power[at.row + lag]) / 2
         out[f"p4.rho[{lag}]"] = subject.value(product, at, denominator=below.double().numpy(), floor=0.0)
     return out

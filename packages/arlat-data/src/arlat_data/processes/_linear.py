@@ -18,7 +18,7 @@ from torch import Tensor
 from arlat_data.processes import _process as process
 from arlat_data.processes._process import Entry, Process, Truth, average, exact, monte_carlo, quadrature
 
-DRAWS = 50_000
+DRAWS = 50_000  # at most; the cosine's spread falls with the dimension, and so may they
 NESTED = (512, 128)  # pasts, and displacements for each
 
 
@@ -145,11 +145,16 @@ def cosine(first: Tensor, cross: Tensor, second: Tensor, generator: torch.Genera
     gain = cross @ torch.linalg.pinv(second, hermitian=True)
     left = factor(first - gain @ cross.T)
     found = []
-    for _ in range(DRAWS // 5000):
+    for _ in range(blocks(len(first))):
         noise = torch.randn(2, 5000, len(first), generator=generator, dtype=torch.float64)
         y = noise[0] @ half.T
         found.append(torch.cosine_similarity(y @ gain.T + noise[1] @ left.T, y, dim=-1))
     return average(torch.cat(found))
+
+
+def blocks(dim: int) -> int:
+    """How many blocks of 5000 draws a Monte Carlo answer takes in `dim` dimensions."""
+    return max(1, min(DRAWS // 5000, 320 // dim))
 
 
 def log_length(covariance: Tensor, generator: torch.Generator) -> tuple[float, float, float, int]:
@@ -161,7 +166,7 @@ def log_length(covariance: Tensor, generator: torch.Generator) -> tuple[float, f
     value = torch.linalg.eigvalsh(covariance).clamp(min=0)
     parts = [
         (torch.randn(5000, dim, generator=generator, dtype=torch.float64) ** 2 @ value).log() / 2
-        for _ in range(DRAWS // 5000)
+        for _ in range(blocks(dim))
     ]
     draws = torch.cat(parts)
     return float(draws.mean()), float(draws.var()), float(draws.std()) / math.sqrt(len(draws)), len(draws)

@@ -37,7 +37,7 @@ class SlowSubspace(LinearProcess):
         self.s = basis * torch.where(slow > 0, 1.0, config.fast_scale**2).double() @ basis.T
 
     def planted(self) -> dict[str, list[Any]]:
-        return {"slow_basis": self.basis[:, : self.config.slow].T.tolist()}  # type: ignore[attr-defined]
+        return {"slow_basis": self.basis[:, : self.config.slow].T.tolist()}
 
 
 def rotation(dim: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,22 @@
+"""Numerical ops of arlat: a plain-PyTorch reference beside a Triton twin."""
+
+from __future__ import annotations
+
+from arlat_kernels.mixture import mixture_nll
+from arlat_kernels.op import Op, TwinUnavailableError, UnknownTwinError
+from arlat_kernels.vmf import vmf_entropy, vmf_log_norm, vmf_mean_resultant
+from arlat_kernels.vmf_sample import vmf_sample
+
+OPS: tuple[Op, ...] = (mixture_nll,)
+
+__all__ = [
+    "OPS",
+    "Op",
+    "TwinUnavailableError",
+    "UnknownTwinError",
+    "mixture_nll",
+    "vmf_entropy",
+    "vmf_log_norm",
+    "vmf_mean_resultant",
+    "vmf_sample",
+]

@@ -1,0 +1,98 @@
+"""An op: a plain-torch reference that is the CPU product, beside its fast twins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VARIABLE = "ARLAT_KERNELS"
+REFERENCE = "reference"
+
+Inputs = dict[str, Tensor]
+Case = dict[str, Any]
+
+
+class TwinUnavailableError(RuntimeError):
+    """A twin was asked for by name and cannot run on these inputs or on this machine."""
+
+
+class UnknownTwinError(ValueError):
+    """ARLAT_KERNELS names a twin that the op does not have."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A fast implementation: `run` takes what the reference takes; `obstacle(*inputs)` says why it cannot, or None.
+
+    `devices` are the device types on which it is picked by itself.
+    """
+
+    run: Callable[..., Tensor]
+    obstacle: Callable[..., str | None]
+    devices: frozenset[str] = frozenset({"cuda"})
+
+
+@dataclass(frozen=True)
+class Op:
+    """A named operation with its reference, its twins and the cases worth testing and timing.
+
+    `make_inputs(**case, generator=...)` gives named float32 CPU tensors for one case. Calling the op picks by device;
+    the environment variable ARLAT_KERNELS = reference or a twin's name forces that one.
+    """
+
+    name: str
+    reference: Callable[..., Tensor]
+    make_inputs: Callable[..., Inputs]
+    cases: tuple[Case, ...]
+    twins: Mapping[str, Twin] = field(default_factory=dict)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.implementation(self.pick(*inputs))(*inputs)
+
+    def implementation(self, name: str) -> Callable[..., Tensor]:
+        """The function behind `name`; UnknownTwinError lists the known names."""
+        if name == REFERENCE:
+            return self.reference
+        if name not in self.twins:
+            known = ", ".join([REFERENCE, *self.twins])
+            raise UnknownTwinError(
+                f"{self.name} has no implementation {name!r}; known: {known}. Set {VARIABLE} to one."
+            )
+        return self.twins[name].run
+
+    def pick(self, *inputs: Tensor) -> str:
+        """Name of the implementation that a call with `inputs` runs; a forced twin that cannot run is an error."""
+        forced = os.environ.get(VARIABLE, "")
+        if forced:
+            self.implementation(forced)
+            if forced != REFERENCE and (why := self.twins[forced].obstacle(*inputs)):
+                raise TwinUnavailableError(
+                    f"{VARIABLE}={forced} asks for the {forced} twin of {self.name}, which cannot run here: {why} "
+                    f"Unset {VARIABLE} to let the device decide, or set it to {REFERENCE}."
+                )
+            return forced
+        device = inputs[0].device.type
+        for name, twin in self.twins.items():
+            if device in twin.devices and twin.obstacle(*inputs) is None:
+                return name
+        return REFERENCE
+
+
+def triton_obstacle(inputs: tuple[Tensor, ...], dtypes: frozenset[torch.dtype]) -> str | None:
+    """Why a Triton twin cannot run on `inputs` (package, device or dtype), or None."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return "the package triton is not installed."
+    first = inputs[0]
+    if any(tensor.device != first.device for tensor in inputs):
+        return f"its inputs are on several devices: {', '.join(sorted({str(tensor.device) for tensor in inputs}))}."
+    if first.device.type != "cuda" and not knobs.runtime.interpret:
+        return f"its inputs are on {first.device}, and Triton runs on cuda (or interpreted, with TRITON_INTERPRET=1)."
+    wrong = sorted({str(tensor.dtype) for tensor in inputs if tensor.dtype not in dtypes})
+    return f"it does not take {', '.join(wrong)}." if wrong else None

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from arlat_diag.injection import choose_starts, follow, follow_samples, mask
+from arlat_diag.injection import choose_starts, follow, follow_samples
 from arlat_dynamics.models.linear import Config, LinearModel
+from arlat_dynamics.rollout import injections
 
 K, W, D = 16, 8, 64
 
@@ -54,13 +55,6 @@ def chi(dim: int) -> float:
     return math.sqrt(2) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
 
 
-def test_masks_are_the_modes() -> None:
-    assert [s for s, on in enumerate(mask("B", K), 1) if on] == [4, 8, 12, 16]  # after step 16 nothing follows
-    assert [s for s, on in enumerate(mask("C", K), 1) if on] == [1]
-    assert all(mask("A", K))
-    assert not any(mask("D", K))
-
-
 def test_starts_are_true_stretches_and_short_utterances_are_counted() -> None:
     split = ar1_split(0.5, 9, 26)
     starts = choose_starts(split, W, K, 4, torch.Generator().manual_seed(0))
@@ -86,7 +80,7 @@ def test_mean_rollouts_follow_the_closed_forms(rho: float) -> None:
     length = starts.displacement.double().norm(dim=-1).mean(0)
     fresh = {"A": lambda s: 0, "B": lambda s: (s - 1) % 4, "C": lambda s: max(0, s - 2), "D": lambda s: s - 1}
     for mode, since in fresh.items():
-        curves = follow(model, starts, mask(mode, K), "cpu", block=100)
+        curves = follow(model, starts, injections(mode, K), "cpu", block=100)
         for s in range(1, K + 1):
             j = since(s)
             truth = math.sqrt((1 - rho) / 2) * rho**j
@@ -121,7 +115,7 @@ def test_sample_rollouts_keep_their_length_and_double_the_error() -> None:
 def test_blocks_and_batches_do_not_change_scores_and_the_generator_decides() -> None:
     starts = starts_of(0.5, 10)
     model = exact_model(0.5)
-    one, two = (follow(model, starts, mask("B", K), "cpu", block=size) for size in (7, 1000))
+    one, two = (follow(model, starts, injections("B", K), "cpu", block=size) for size in (7, 1000))
     assert torch.allclose(one.nll, two.nll, atol=1e-4)
     assert torch.allclose(one.error, two.error, atol=1e-5)
     seeds = [follow_samples(model, starts, 4, torch.Generator().manual_seed(s), "cpu").error for s in (1, 1, 2)]

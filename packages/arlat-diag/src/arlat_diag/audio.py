@@ -10,10 +10,10 @@ import soundfile
 import torch
 from arlat_core.files import atomic_write, safe_name
 from arlat_core.types import Codec
-from arlat_dynamics.rollout import rollout
+from arlat_dynamics.rollout import injections, rollout
 from torch import Tensor
 
-from arlat_diag.injection import Starts, choose_starts, mask
+from arlat_diag.injection import Starts, choose_starts
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore
@@ -74,9 +74,9 @@ def continuations(model: Dynamics, starts: Starts, generator: torch.Generator, d
     steps = truth.shape[1]
     with torch.no_grad():
         found = (
-            rollout(model, prefix, truth, mask("A", steps)),
-            rollout(model, prefix, truth, mask("D", steps)),
-            rollout(model, prefix, truth, mask("D", steps), sample=True, generator=generator),
+            rollout(model, prefix, truth, injections("A", steps)),
+            rollout(model, prefix, truth, injections("D", steps)),
+            rollout(model, prefix, truth, injections("D", steps), sample=True, generator=generator),
         )
     return dict(zip(LABELS, (starts.truth, *((x.state_in + x.step).cpu() for x in found)), strict=True))
 

@@ -5,34 +5,19 @@ Step s = 1 … K starts in the state z_{t+s−1} (or what the rollout made of it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 from arlat_data.windows import Batch
-from arlat_dynamics.rollout import rollout
+from arlat_dynamics.rollout import injections, rollout
 from torch import Tensor
 
 if TYPE_CHECKING:
     from arlat_data.store import Split
     from arlat_dynamics.base import Dynamics
 
-MODES: dict[str, Callable[[int], bool]] = {
-    "A": lambda s: True,
-    "B": lambda s: s % 4 == 0,
-    "C": lambda s: s == 1,
-    "D": lambda s: False,
-}
-
-
-def mask(mode: str, steps: int) -> tuple[bool, ...]:
-    """After which steps 1 … K the truth replaces the state.
-
-    >>> mask("B", 6)
-    (False, False, False, True, False, False)
-    """
-    return tuple(MODES[mode](s) for s in range(1, steps + 1))
+MODES = ("A", "B", "C", "D")  # of the deterministic step; S is D, sampled
 
 
 @dataclass(frozen=True)
@@ -171,9 +156,9 @@ def draw(
     """Sample rollouts: states entering and steps [n draws k d], log-densities [n draws k]."""
     prefix, truth = (x.repeat_interleave(draws, 0).to(device) for x in (starts.prefix, starts.truth))
     with torch.no_grad():
-        rolled = rollout(model, prefix, truth, mask("D", truth.shape[1]), sample=True, generator=generator)
+        rolled = rollout(model, prefix, truth, injections("S", truth.shape[1]), sample=True, generator=generator)
     parts = (rolled.state_in, rolled.step, rolled.log_prob)
-    state, step, log_prob = (x.cpu().unflatten(0, (len(starts), draws)) for x in parts)
+    state, step, log_prob = (x.cpu().reshape(len(starts), draws, *x.shape[1:]) for x in parts)
     return state, step, log_prob
 
 

@@ -30,12 +30,13 @@ import torch
 from arlat_core.config import Config as BaseConfig
 from arlat_core.types import Count, Result, Value, WorstFrame
 from arlat_data.windows import Batch
+from arlat_dynamics.rollout import injections
 from pydantic import Field
 from torch import Tensor
 
 from arlat_diag.geometry import frames_of, scale_of, step_lengths, strangers
 from arlat_diag.horizons import curve_horizon, fit_manifold, horizon_values
-from arlat_diag.injection import MODES, Curves, SampleCurves, Starts, choose_starts, draw, follow, follow_samples, mask
+from arlat_diag.injection import MODES, Curves, SampleCurves, Starts, choose_starts, draw, follow, follow_samples
 from arlat_diag.intervals import make_curve, make_value, worst
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def diagnose(
     curves: dict[str, Curves] = {}
     starts = subject.starts
     for mode in MODES:
-        inject = mask(mode, config.steps)
+        inject = injections(mode, config.steps)
         linear = figures(
             f"r1.var.{mode}", follow(var.to(device), starts, inject, device), subject, "b5_gaussian", inject
         )

@@ -1,0 +1,191 @@
+"""The mixture density network: what a residual MLP on the window knows beyond the linear VAR.
+
+The law of Δ is the VAR's Gaussian with its whitened residual replaced by a mixture whose parameters depend on the
+window. Before training it is the VAR with the best unconditional law of that residual; training can stop there.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from arlat_core.config import Config as BaseConfig
+from arlat_core.distributions import Affine, GaussianMixture
+from pydantic import Field
+from torch import Tensor, nn
+
+from arlat_dynamics.base import WindowModel, WindowSource, row_blocks
+from arlat_dynamics.covariance import spread
+from arlat_dynamics.mixture import fit_mixture, fit_white
+from arlat_dynamics.models import linear
+from arlat_dynamics.models.linear import LinearModel
+
+LOG_SCALE_RANGE = 6.0  # |log scale| in whitened units stays below this, softly
+SATURATED = 0.75  # part of the range beyond which a scale counts as saturated
+BREAK_LOC, BREAK_LOG_SCALE = 0.01, 0.01  # what tells components apart at the start where one Gaussian is all there is
+ROWS = 40_000  # windows behind the moments and the first mixture
+
+__all__ = ["Config", "ResidualMixture", "build", "fit_mixture"]
+
+
+class Config(BaseConfig):
+    """Shape of a mixture density network."""
+
+    linear: linear.Config
+    """The VAR inside."""
+    components: int = Field(8, gt=0)
+    """Mixture components m."""
+    width: int = Field(256, gt=0)
+    """Width of the residual stream."""
+    depth: int = Field(2, ge=0)
+    """Residual blocks."""
+
+
+class Block(nn.Module):
+    """x + W2·act(W1·norm(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[... width] -> [... width]."""
+        out: Tensor = x + self.down(nn.functional.silu(self.up(self.norm(x))))
+        return out
+
+
+class ResidualMixture(WindowModel):
+    """Δ = VAR(window) + L·e with e ~ Σ_m w_m N(μ_m, diag σ_m²), all of them functions of the window."""
+
+    plugin: ClassVar[str] = "mlp"
+    center: Tensor
+    scale: Tensor
+    step_scale: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.dim, self.context = config, config.linear.dim, config.linear.context
+        self.components = config.components
+        self.linear = LinearModel(config.linear)
+        self.register_buffer("center", torch.zeros(self.dim))
+        self.register_buffer("scale", torch.ones(self.dim))
+        self.register_buffer("step_scale", torch.ones(self.dim))
+        self.enter = nn.Linear(self.context * self.dim, config.width)
+        self.blocks = nn.ModuleList(Block(config.width) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width)
+        # Columns: m·d means, m logits, m scales of whole components, d scales shared by all components.
+        self.head = nn.Linear(config.width, self.components * (self.dim + 2) + self.dim)
+        self.raw_log_scale = nn.Parameter(torch.zeros(self.components, self.dim))
+
+    @classmethod
+    def start(
+        cls,
+        linear: LinearModel,
+        windows: WindowSource,
+        rows: Tensor,
+        components: int,
+        generator: torch.Generator,
+        width: int | None = None,
+        depth: int = 2,
+    ) -> ResidualMixture:
+        """A network that is the VAR with the best unconditional law of its residual, for the windows at `rows`.
+
+        The width follows the number of rows unless it is given.
+        """
+        size = width or default_width(len(rows), linear.dim)
+        model = cls(Config(linear=linear.settings(), components=components, width=size, depth=depth))
+        model.linear.load_state_dict(linear.state_dict())
+        some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS), dtype=torch.float64).long()]
+        model._standardise(windows, some)
+        model._initialise(generator)
+        model._start_components(windows, some, generator)
+        return model
+
+    def _standardise(self, windows: WindowSource, rows: Tensor) -> None:
+        """Takes the moments of frames and of their differences."""
+        context = windows.gather(rows).context.double()
+        self.center.copy_(context[:, -1].mean(0))
+        self.scale.copy_(spread(context[:, -1].var(0, correction=0)))
+        if self.context > 1:
+            self.step_scale.copy_(spread((context[:, -1] - context[:, -2]).square().mean(0)))
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Draws every weight from `generator`; the head starts at zero, so that the law does not depend on the window."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
+                layer.bias.zero_()
+        self.head.weight.zero_()
+        self.head.bias.zero_()
+
+    @torch.no_grad()
+    def _start_components(self, windows: WindowSource, rows: Tensor, generator: torch.Generator) -> None:
+        """Sets the biases to a mixture of the whitened residual, or to one Gaussian in slightly different copies."""
+        white = self.residual(windows, rows)
+        law = fit_white(white[: len(white) * 9 // 10], white[len(white) * 9 // 10 :], self.components, generator)
+        m, d = self.components, self.dim
+        if law is None:
+            loc = BREAK_LOC * torch.randn(m, d, generator=generator)
+            log_scale = BREAK_LOG_SCALE * torch.linspace(-1, 1, m)[:, None].expand(m, d) if m > 1 else torch.zeros(m, d)
+            law = GaussianMixture(torch.zeros(m), loc - loc.mean(0), log_scale)
+        self.head.bias[: m * d] = law.loc.flatten()
+        self.head.bias[m * d : m * (d + 1)] = law.logits.log_softmax(-1)
+        bounded = law.log_scale.clamp(-SATURATED * LOG_SCALE_RANGE, SATURATED * LOG_SCALE_RANGE)
+        self.raw_log_scale.copy_(bounded / (1 - bounded.abs() / LOG_SCALE_RANGE))
+
+    def residual(self, windows: WindowSource, rows: Tensor) -> Tensor:
+        """Whitened residuals [n d] of the VAR at `rows`."""
+        parts = []
+        for part in row_blocks(rows, 4096):
+            batch = windows.gather(part)
+            error = batch.target - self.linear.predict(batch.context)
+            parts.append(torch.linalg.solve_triangular(self.linear.factor, error.mT, upper=False).mT)
+        return torch.cat(parts)
+
+    def settings(self) -> Config:
+        """The shape."""
+        return self.config
+
+    def features(self, context: Tensor) -> Tensor:
+        """Standardised newest frame and differences [... w*d] of context [... w d]: slow latents differ in the latter."""
+        newest = (context[..., -1:, :] - self.center) / self.scale
+        return torch.cat([newest, context.diff(dim=-2) / self.step_scale], -2).flatten(-2)
+
+    def mixture(self, context: Tensor) -> GaussianMixture:
+        """The law [...] of the whitened residual after context [... w d]."""
+        hidden = self.enter(self.features(context))
+        for block in self.blocks:
+            hidden = block(hidden)
+        m, d = self.components, self.dim
+        loc, logits, whole, shared = self.head(self.norm(hidden)).split([m * d, m, m, d], -1)
+        raw = self.raw_log_scale + whole[..., None] + shared[..., None, :]
+        return GaussianMixture(logits, loc.unflatten(-1, (m, d)), soft_bound(raw))
+
+    def distribution(self, context: Tensor) -> Affine:
+        """The law [...] of Δ after context [... w d], oldest frame first."""
+        return Affine(self.mixture(context), self.linear.predict(context), self.linear.factor)
+
+    @torch.no_grad()
+    def saturated_fraction(self, context: Tensor) -> float:
+        """Part of the scales [n m d] that lie near the end of their range, for context [n w d]."""
+        near = self.mixture(context).log_scale.abs() > SATURATED * LOG_SCALE_RANGE
+        return float(near.float().mean())
+
+
+def soft_bound(raw: Tensor) -> Tensor:
+    """Maps R to (−LOG_SCALE_RANGE, LOG_SCALE_RANGE); the slope falls like 1/raw² and is never 0."""
+    return raw / (1 + raw.abs() / LOG_SCALE_RANGE)
+
+
+def default_width(rows: int, dim: int) -> int:
+    """Width of the residual stream: wide enough for the latents, not so wide that few rows are learnt by heart."""
+    enough = 128 if dim <= 16 else 256
+    return enough if rows >= 5000 else enough // 2
+
+
+def build(settings: dict[str, object]) -> ResidualMixture:
+    """A network of the shape `settings`, untrained."""
+    return ResidualMixture(Config.model_validate(settings))

@@ -1,0 +1,176 @@
+"""One training loop for one-step models: minibatches by counter, early stopping on held-out training speakers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from arlat_core.config import Config
+from pydantic import Field
+from torch import Tensor
+
+from arlat_dynamics.base import Rows, WindowModel, WindowSource, row_blocks
+
+CERTAINTY = 1.64  # training must beat the start on the validation part by so many standard errors to be kept
+MOST_SKIPPED = 20  # steps in a row without a finite loss or gradient
+
+Progress = Callable[[int, int], None]  # steps done, steps planned
+
+
+class TrainConfig(Config):
+    """Settings of one fit."""
+
+    lr: float = Field(2e-3, gt=0)
+    """Highest learning rate of AdamW; linear warm-up over the first 5 % of the steps, then a cosine to 0."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """AdamW's decoupled weight decay."""
+    batch: int = Field(512, gt=0)
+    """Windows in a minibatch."""
+    max_steps: int = Field(400, ge=0)
+    """Steps at most."""
+    max_epochs: float = Field(12.0, gt=0)
+    """Passes over the windows at most."""
+    evaluate_every: int = Field(40, gt=0)
+    """Steps between two looks at the validation part."""
+    patience: int = Field(3, gt=0)
+    """Looks without a gain on the best look since training began, after which it stops."""
+    validation_rows: int = Field(4096, gt=1)
+    """Validation windows looked at, evenly spaced."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient of the NLL per dimension."""
+    max_seconds: float | None = Field(None, gt=0)
+    """Time after which training stops, for interactive use: it makes the result depend on the machine."""
+
+
+@dataclass(frozen=True)
+class FitLog:
+    """What a fit did: validation NLL in nats per frame before and at the best step (0 = the start was kept)."""
+
+    steps: int
+    best_step: int
+    initial_nll: float
+    best_nll: float
+    skipped: int
+    saturated: float
+    history: tuple[tuple[int, float], ...]
+
+
+def split_speakers(windows: WindowSource, seed: int, fraction: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Rows to fit on and rows to stop on: whole speakers, drawn by seed until they make up `fraction` of the windows.
+
+    With one speaker whole utterances are drawn, with one utterance the last `fraction` of it is taken.
+    """
+    group = next((part for part in (windows.speaker, windows.utterance) if len(part.unique()) > 1), None)  # type: ignore[no-untyped-call]
+    every = torch.arange(len(windows))
+    if group is None:
+        cut = len(windows) - max(1, int(fraction * len(windows)))
+        return every[:cut], every[cut:]
+    names, counts = group.cpu().unique(return_counts=True)  # type: ignore[no-untyped-call]
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    before = counts[order].cumsum(0) - counts[order]
+    drawn = order[before < fraction * len(windows)][: len(names) - 1]
+    held_out = torch.isin(group.cpu(), names[drawn])
+    return every[~held_out], every[held_out]
+
+
+def batch_rows(rows: Tensor, size: int, seed: int, step: int) -> Tensor:
+    """The minibatch of `step`: a function of (seed, step) alone, so that going on needs one integer."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    return rows[torch.randint(len(rows), (min(size, len(rows)),), generator=generator)]
+
+
+def log_prob(model: WindowModel, batch: Rows) -> Tensor:
+    """log p(Δ) [n] of a gathered batch, on the model's device."""
+    device = model_device(model)
+    return model.distribution(batch.context.to(device)).log_prob(batch.target.to(device))
+
+
+def model_device(model: torch.nn.Module) -> torch.device:
+    """Where the model's buffers are."""
+    return next(iter(model.buffers())).device
+
+
+@torch.no_grad()
+def validation_nll(model: WindowModel, windows: WindowSource, rows: Tensor) -> Tensor:
+    """NLL [n] in nats per frame of the windows at `rows`, float64 on the CPU."""
+    return torch.cat([-log_prob(model, windows.gather(part)).double().cpu() for part in row_blocks(rows, 1024)])
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 5 % of the steps, then a cosine to 0."""
+    warm = max(1, steps // 20)
+    return peak * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
+
+
+def planned_steps(rows: int, config: TrainConfig) -> int:
+    """Steps that a fit on `rows` windows takes at most."""
+    return min(config.max_steps, max(1, math.ceil(config.max_epochs * rows / config.batch)))
+
+
+def fit(
+    model: WindowModel,
+    windows: WindowSource,
+    fit_rows: Tensor,
+    validation_rows: Tensor,
+    config: TrainConfig,
+    generator: torch.Generator,
+    progress: Progress = lambda done, planned: None,
+) -> FitLog:
+    """Trains `model` in place by maximum likelihood and leaves it at its best step on `validation_rows`.
+
+    The start is a candidate too, and stays unless training beats it by more than chance: a model never ends worse on
+    the validation part than it began. Raises RuntimeError when losses stay non-finite.
+    """
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    some = validation_rows[spaced(len(validation_rows), config.validation_rows)]
+    steps, began = planned_steps(len(fit_rows), config), time.monotonic()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    start, first = copy_state(model), validation_nll(model, windows, some)
+    best_step, best_nll, best_state = 0, first, start
+    history, skipped, in_a_row, step = [(0, float(first.mean()))], 0, 0, 0
+    for step in range(1, steps + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step - 1, steps, config.lr)
+        batch = windows.gather(batch_rows(fit_rows, config.batch, seed, step))
+        loss = -log_prob(model, batch).mean() / model.dim
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):
+            optimiser.step()
+            in_a_row = 0
+        else:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            if in_a_row >= MOST_SKIPPED:
+                raise RuntimeError(
+                    f"{MOST_SKIPPED} steps in a row had no finite loss or gradient, last at step {step}."
+                )
+        progress(step, steps)
+        late = config.max_seconds is not None and time.monotonic() - began > config.max_seconds
+        if step % config.evaluate_every == 0 or step == steps or late:
+            nll = validation_nll(model, windows, some)
+            history.append((step, float(nll.mean())))
+            if float(nll.mean()) < float(best_nll.mean()):
+                best_step, best_nll, best_state = step, nll, copy_state(model)
+            trained = [value for _, value in history[1:]]
+            if late or len(trained) - 1 - trained.index(min(trained)) >= config.patience:
+                break
+    gain = first - best_nll
+    if best_step and float(gain.mean()) <= CERTAINTY * float(gain.std()) / math.sqrt(len(gain)):
+        best_step, best_nll, best_state = 0, first, start
+    model.load_state_dict(best_state)
+    saturated = model.saturated_fraction(windows.gather(some[:1024]).context.to(model_device(model)))
+    return FitLog(step, best_step, float(first.mean()), float(best_nll.mean()), skipped, saturated, tuple(history))
+
+
+def spaced(count: int, at_most: int) -> Tensor:
+    """At most `at_most` evenly spaced positions of `count`."""
+    return torch.linspace(0, count - 1, min(count, at_most), dtype=torch.float64).round().long()
+
+
+def copy_state(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -78,6 +78,12 @@ def test_effective_dimension_of_few_frames_is_not_biased() -> None:
     assert plain < 0.85 * truth
     assert agrees(found["p4.effective_dim"], truth)
     assert (found["p4.effective_dim"].value or 0) > 0.9 * truth
+    for share in (90, 95, 99):
+        known = found[f"p4.directions_{share}"]
+        assert known.low is not None
+        assert known.high is not None
+        assert known.value is not None
+        assert known.low <= known.value <= known.high <= known.low + 6
 
 
 def test_lipschitz_tells_a_rotation_from_noise() -> None:

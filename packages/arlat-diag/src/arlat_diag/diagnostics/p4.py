@@ -143,16 +143,16 @@ def spectrum(subject: Subject, segment: int) -> dict[str, Value]:
     return {f"p4.spectrum[{i}]": value for i, value in enumerate(curve)}
 
 
-def moments(subject: Subject, at_most: int = 256) -> tuple[Floats, Floats, Clusters]:
+def moments(subject: Subject) -> tuple[Floats, Floats, Clusters]:
     """Second moments about the training mean of each cluster of training frames, [clusters d d], and its frames [clusters].
 
-    More than `at_most` clusters are folded into that many, which bounds memory and still draws whole clusters.
+    More clusters than fit half a gigabyte (256 at most, 20 at least) are folded into that many: still whole clusters are drawn.
     """
     frames = subject.train_frames
     group = clusters(frames.speaker.numpy(), frames.utterance.numpy())
-    count = min(group.count, at_most)
-    index = torch.from_numpy(group.index) % count
     dim = subject.train.z.shape[1]
+    count = min(group.count, 256, max(20, int(6e7 // dim**2)))
+    index = torch.from_numpy(group.index) % count
     second, size = np.zeros((count, dim, dim)), np.zeros(count)
     for item in range(count):
         x = (subject.train.z[frames.row[index == item]] - subject.mean).double()
@@ -161,13 +161,17 @@ def moments(subject: Subject, at_most: int = 256) -> tuple[Floats, Floats, Clust
 
 
 def dimension(subject: Subject, draws: int = 1000) -> dict[str, Value]:
-    """p4.effective_dim and p4.directions_*, with intervals over training speakers."""
+    """p4.effective_dim and p4.directions_*, with intervals over training speakers; directions by fewer draws, as each is an O(D³)."""
     second, size, group = moments(subject)
     flat = second.reshape(group.count, -1)
     every = np.ones((1, group.count))
     some = bootstrap_weights(group.count, draws, subject.seed) if group.count > 1 else every[:0]
     ratio = participation(flat, size, np.vstack([every, some]))
-    shares = directions(flat, size, np.vstack([every, some[:100]]), subject.train.z.shape[1])
+    dim = subject.train.z.shape[1]
+    few = int(min(100, max(20, 2e10 // dim**3)))
+    shares = directions(flat, size, np.vstack([every, some[:few]]), dim)
+    # a draw repeats speakers, which makes every covariance look lower-dimensional: the spread of the draws is kept, their offset is not
+    shares[1:] += shares[0] - shares[1:].mean(0) if len(shares) > 1 else 0.0
     return {"p4.effective_dim": drawn_value(ratio, group)} | {
         f"p4.directions_{share}": drawn_value(shares[:, column], group) for column, share in enumerate(SHARES)
     }

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from arlat_kernels import mixture_nll
 from torch import Tensor
 
 from arlat_core.distributions.base import Index, StepDistribution, normal, require, uniform
@@ -45,12 +46,13 @@ class GaussianMixture(StepDistribution):
         return self.logits.shape[-1]
 
     def log_prob(self, dx: Tensor) -> Tensor:
+        if self.batch_shape:
+            shape = torch.broadcast_shapes(self.batch_shape, dx.shape[:-1])  # type: ignore[no-untyped-call]
+            parts = (self.logits, self.loc, self.log_scale)
+            spread = (part.expand(*shape, *part.shape[len(self.batch_shape) :]) for part in parts)
+            return -mixture_nll(*spread, dx.expand(*shape, self.dim))
         # One component at a time where one law scores many points: [n m d] never exists.
-        if not self.batch_shape:
-            each = torch.stack([self._component(index, dx) for index in range(self.components)], -1)
-        else:
-            residual = (dx[..., None, :] - self.loc) * torch.exp(-self.log_scale)
-            each = -(0.5 * residual.square() + self.log_scale).sum(-1)
+        each = torch.stack([self._component(index, dx) for index in range(self.components)], -1)
         return torch.logsumexp(each + self.logits.log_softmax(-1), -1) - 0.5 * self.dim * LOG_2PI
 
     def _component(self, index: int, dx: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Manifold:
 
     def distance(self, z: Tensor) -> Tensor:
         """Standardised distance to the fifth nearest training frame, [...] for z [... d]; infinite for a state that is not finite."""
-        x = self.scale.apply(z.to(self.reference.device)).flatten(0, -2).float()
+        x = self.scale.apply(z.cpu()).flatten(0, -2).float().to(self.reference.device)
         fine = torch.isfinite(x).all(-1)
         found = torch.full((len(x),), torch.inf, device=x.device)
         found[fine] = nearest(x[fine], self.reference, NEIGHBOUR)[0][:, -1]

@@ -133,9 +133,7 @@ def windows(
         utterance, frame = utterance[loud], frame[loud]
     place = {name: position for position, name in enumerate(sorted(set(split.speakers)))}
     speaker = torch.tensor([place[name] for name in split.speakers], dtype=torch.int64, device=count.device)
-    return Windows(
-        split.z, context, start[utterance] + frame, horizon, kind, speaker[utterance], utterance, frame
-    )
+    return Windows(split.z, context, start[utterance] + frame, horizon, kind, speaker[utterance], utterance, frame)
 
 
 def median_energy(split: Split) -> float:

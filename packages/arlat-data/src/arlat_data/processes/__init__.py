@@ -18,7 +18,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def build(name: str, dim: int, params: Mapping[str, Any], generator: torch.Generator) -> Process:
+def build(name: str, dim: int, params: Mapping[str, Any], generator: torch.Generator) -> Process[Any]:
     """Makes the process `name` in `dim` dimensions; what is planted in it (matrices, codebooks) is drawn from `generator`.
 
     Raises:
@@ -30,4 +30,4 @@ def build(name: str, dim: int, params: Mapping[str, Any], generator: torch.Gener
         raise UserError(f"A process needs dim >= 1, but got {dim}.")
     module = importlib.import_module(f"{__name__}.{name}")
     config = validate(module.Config, dict(params), f"The parameters of {name}")
-    return cast(Process, module.build(config, dim, generator))
+    return cast("Process[Any]", module.build(config, dim, generator))

@@ -16,13 +16,13 @@ from scipy import linalg, special, stats
 from torch import Tensor
 
 from arlat_data.processes import _process as process
-from arlat_data.processes._process import Entry, Process, Truth, average, exact, monte_carlo, quadrature
+from arlat_data.processes._process import C, Entry, Process, Truth, average, exact, monte_carlo, quadrature
 
 DRAWS = 50_000  # at most; the cosine's spread falls with the dimension, and so may they
 NESTED = (512, 128)  # pasts, and displacements for each
 
 
-class LinearProcess(Process):
+class LinearProcess(Process[C]):
     """A Gaussian linear process with transition `a` [d d] and stationary covariance `s` [d d], both float64."""
 
     a: Tensor
@@ -91,7 +91,7 @@ def is_scalar(matrix: Tensor) -> bool:
 def factor(matrix: Tensor) -> Tensor:
     """F [d d] with F Fᵀ = matrix, for a matrix that may be singular."""
     value, vector = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return vector * value.clamp(min=0).sqrt()
+    return torch.mul(vector, value.clamp(min=0).sqrt())
 
 
 def logdet(matrix: Tensor) -> float:
@@ -199,7 +199,7 @@ def log_magnitude_r2(law: Law, generator: torch.Generator) -> Entry:
 def scalar_r2(law: Law) -> Entry:
     """`log_magnitude_r2` where both covariances are multiples of I."""
     dim, snr = law.dim, float(law.forecast[0, 0] / law.rest[0, 0])
-    at = np.linspace(*stats.chi2.ppf([1e-12, 1 - 1e-12], dim), 401)
+    at = np.linspace(float(stats.chi2.ppf(1e-12, dim)), float(stats.chi2.isf(1e-12, dim)), 401)
     weight = stats.chi2.pdf(at, dim)
     weight = weight / weight.sum()
     half = snr * at / 2
@@ -290,6 +290,7 @@ def rollouts(lags: list[Law], spread: list[Tensor], s: Tensor, generator: torch.
                 "cosine": cosine(law.forecast, law.forecast, law.delta, generator),
                 "magnitude_ratio": shifted_ratio(law.forecast, law.delta),
                 "state_error": length(covariance),
+                "nll": exact(base + miss + dim / 2 * math.log(2 * math.pi)),
                 "dnll_b0": exact(base + miss - b0),
                 "dnll_b5": exact(base + miss - b5),
             }
@@ -301,13 +302,17 @@ def rollouts(lags: list[Law], spread: list[Tensor], s: Tensor, generator: torch.
                 "cosine": cosine(law.delta, law.forecast, law.delta, generator),
                 "magnitude_ratio": exact(1.0),
                 "state_error": length(2 * covariance),
+                "nll": exact(base + miss + dim / 2 * math.log(2 * math.pi)),
                 "dnll_b0": exact(base + miss - b0),
                 "dnll_b5": exact(base + miss - b5),
             }
         )
+    curves = (
+        dict.fromkeys("ABCD", mean_curve) | {f"var.{mode}": mean_curve for mode in "ABCD"} | {"S": sample_curve}
+    )
     return {
         f"r1.{mode}.{name}[{step}]": entry
-        for mode in "ABCDS"
+        for mode, curve in curves.items()
         for step in range(1, process.STEPS + 1)
-        for name, entry in (sample_curve if mode == "S" else mean_curve)[process.since_truth(mode, step)].items()
+        for name, entry in curve[process.since_truth(mode[-1], step)].items()
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from arlat_core.config import Config
 from torch import Tensor
 
+C = TypeVar("C", bound=Config)
 Entry = dict[str, Any]
 Truth = dict[str, Entry]
 STEPS = 16  # rollout steps and autocorrelation lags whose answers are given
@@ -17,11 +18,11 @@ HORIZONS = (1, 2, 4, 8)
 LAGS = (2, 4, 8)
 
 
-class Process(ABC):
+class Process(ABC, Generic[C]):
     """A stationary process in R^dim with zero mean, the same for every speaker; at most two past frames matter unless it says so."""
 
     dim: int
-    config: Config
+    config: C
 
     @abstractmethod
     def simulate(self, utterances: int, frames: int, generator: torch.Generator) -> Tensor:
@@ -71,7 +72,12 @@ def shifted(entry: Entry, scale: float, offset: float = 0.0) -> Entry:
     if "standard_error" not in entry:
         return {"value": value, "method": entry["method"]}
     error = abs(scale) * entry["standard_error"]
-    return {**entry, "value": value, "standard_error": error, "method": entry["method"].split("s.e.")[0] + f"s.e. {error:.2g}"}
+    return {
+        **entry,
+        "value": value,
+        "standard_error": error,
+        "method": entry["method"].split("s.e.")[0] + f"s.e. {error:.2g}",
+    }
 
 
 def bits_per_second(dnll_b5: Entry, frame_rate: float) -> Entry:

@@ -28,7 +28,7 @@ def entropy(kappa: float, dim: int) -> float:
 
 def log_density(cosine: Tensor, kappa: float, dim: int) -> Tensor:
     """log of the vMF density at directions whose cosine with μ is `cosine` [...]."""
-    return kappa * cosine + vmf_log_norm(torch.tensor(kappa, dtype=torch.float64), dim)
+    return kappa * (cosine - 1) + vmf_log_norm(torch.tensor(kappa, dtype=torch.float64), dim, scaled=True)
 
 
 def concentration(kappa: float | None, dim: int, name: str, cosine: float) -> float:

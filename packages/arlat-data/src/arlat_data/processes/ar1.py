@@ -16,7 +16,7 @@ class Config(BaseConfig):
     """Correlation of successive frames."""
 
 
-class AR1(LinearProcess):
+class AR1(LinearProcess[Config]):
     """AR(1) in `dim` dimensions."""
 
     def __init__(self, config: Config, dim: int) -> None:

@@ -42,35 +42,34 @@ class Config(BaseConfig):
     """Tilt of a word's direction to the origin, per median length of distance."""
 
 
-class Archetypes(Process):
+class Archetypes(Process[Config]):
     """Steps from `codebook` [k d], unit rows."""
 
     def __init__(self, config: Config, codebook: Tensor) -> None:
         self.dim, self.codebook = codebook.shape[1], codebook
         self.kappa = sphere.concentration(config.kappa, self.dim, "archetypes", 0.9)
-        self.settings = config.model_copy(update={"kappa": self.kappa})
-        self.config = self.settings
+        self.config = config.model_copy(update={"kappa": self.kappa})
 
     def planted(self) -> dict[str, list[Any]]:
         return {"codebook": self.codebook.tolist()}
 
     def words(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log probability [n k] and direction [n k d] of every word at z [n d]."""
-        at = z * math.exp(-self.settings.mu)
-        log_p = (-self.settings.choice * at @ self.codebook.T).log_softmax(-1)
-        return log_p, torch.nn.functional.normalize(self.codebook - self.settings.pull * at[:, None], dim=-1)
+        at = z * math.exp(-self.config.mu)
+        log_p = (-self.config.choice * at @ self.codebook.T).log_softmax(-1)
+        return log_p, torch.nn.functional.normalize(self.codebook - self.config.pull * at[:, None], dim=-1)
 
     def simulate(self, utterances: int, frames: int, generator: torch.Generator) -> Tensor:
         total = BURN + frames - 1
         cosine = sphere.draw_cosines((total, utterances), self.kappa, self.dim, generator)
         length = torch.randn(total, utterances, generator=generator, dtype=torch.float64)
-        length = (self.settings.mu + self.settings.sigma * length).exp()
+        length = (self.config.mu + self.config.sigma * length).exp()
         z = torch.zeros(utterances, self.dim, dtype=torch.float64)
         path = torch.empty(utterances, frames, self.dim, dtype=torch.float64)
         for t in range(total):
-            log_p = (-self.settings.choice * math.exp(-self.settings.mu) * z @ self.codebook.T).log_softmax(-1)
+            log_p = (-self.config.choice * math.exp(-self.config.mu) * z @ self.codebook.T).log_softmax(-1)
             word = torch.multinomial(log_p.exp(), 1, generator=generator)[:, 0]
-            tilt = self.settings.pull * math.exp(-self.settings.mu) * z
+            tilt = self.config.pull * math.exp(-self.config.mu) * z
             towards = torch.nn.functional.normalize(self.codebook[word] - tilt, dim=-1)
             noise = torch.randn(z.shape, generator=generator, dtype=torch.float64)
             z = z + length[t, :, None] * sphere.turn(towards, cosine[t], noise)
@@ -79,7 +78,7 @@ class Archetypes(Process):
         return path
 
     def truth(self, frame_rate: float, generator: torch.Generator) -> Truth:
-        c, dim = self.settings, self.dim
+        c, dim = self.config, self.dim
         z = self.simulate(CHAINS, FRAMES, generator)
         step = z[:, 1:] - z[:, :-1]
         log_direction, forecast = self.score(z[:, :-1:THIN], step[:, ::THIN])
@@ -108,7 +107,7 @@ class Archetypes(Process):
 
     def score(self, z: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """log density of the direction of each step [chains t], and its conditional mean [chains t d], at z [chains t d]."""
-        c, mean_length = self.settings, math.exp(self.settings.mu + self.settings.sigma**2 / 2)
+        mean_length = math.exp(self.config.mu + self.config.sigma**2 / 2)
         log_density, forecast = [], []
         for row, dx in zip(z, step, strict=True):
             log_p, towards = self.words(row)

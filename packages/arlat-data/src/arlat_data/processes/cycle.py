@@ -37,12 +37,11 @@ class Config(BaseConfig):
     """Standard deviation of the log radius's noise per frame."""
 
 
-class Cycle(Process):
+class Cycle(Process[Config]):
     """A limit cycle in each of dim/2 planes, plane p in dimensions 2p and 2p + 1."""
 
     def __init__(self, config: Config, dim: int) -> None:
         self.dim = dim
-        self.settings = config
         self.config = config
         self.turn = 2 * math.pi / torch.linspace(config.period_min, config.period_max, dim // 2, dtype=torch.float64)
         self.variance = config.radius_noise**2 / (1 - config.memory**2)  # of the log radius
@@ -51,7 +50,7 @@ class Cycle(Process):
         return {"radians_per_frame": self.turn.tolist()}
 
     def simulate(self, utterances: int, frames: int, generator: torch.Generator) -> Tensor:
-        c, planes = self.settings, self.dim // 2
+        c, planes = self.config, self.dim // 2
         noise = torch.randn(2, utterances, frames, planes, generator=generator, dtype=torch.float64)
         start = torch.rand(utterances, 1, planes, generator=generator, dtype=torch.float64) * (2 * math.pi)
         steps = self.turn + c.phase_noise * noise[0]
@@ -70,9 +69,9 @@ class Cycle(Process):
         power = math.exp(2 * self.variance)  # E r²
         gaussian = self.dim / 2 * math.log(2 * math.pi * math.e * power / 2)
         for h in process.HORIZONS:
-            kept = 1 - self.settings.memory ** (2 * h)
+            kept = 1 - self.config.memory ** (2 * h)
             nll = planes * (
-                radial + 0.5 * math.log(kept) + wrapped_normal_entropy(math.sqrt(h) * self.settings.phase_noise)
+                radial + 0.5 * math.log(kept) + wrapped_normal_entropy(math.sqrt(h) * self.config.phase_noise)
             )
             change = power - self.product(h) * torch.cos(h * self.turn)  # E(Δ²) of one coordinate, per plane
             values[f"p1.h{h}.nll"] = quadrature(nll)
@@ -92,12 +91,12 @@ class Cycle(Process):
 
     def product(self, h: int) -> float:
         """E r_t r_{t+h} times E cos of the phase's noise over h frames."""
-        a, noise = self.settings.memory, self.settings.phase_noise
+        a, noise = self.config.memory, self.config.phase_noise
         return math.exp(self.variance * (1 + a**h) - h * noise**2 / 2)
 
     def directions(self, h: int, generator: torch.Generator) -> Truth:
         """Cosine and magnitude ratio of the conditional mean at horizon h."""
-        c, planes = self.settings, self.dim // 2
+        c, planes = self.config, self.dim // 2
         cosine, above, below = [], [], []
         for _ in range(DRAWS // 5000):
             noise = torch.randn(3, 5000, planes, generator=generator, dtype=torch.float64)
@@ -105,7 +104,9 @@ class Cycle(Process):
             now = plane(u.exp(), torch.zeros_like(u))  # by symmetry, any phase will do
             later = c.memory**h * u
             spread = self.variance * (1 - c.memory ** (2 * h))
-            future = plane((later + math.sqrt(spread) * noise[1]).exp(), h * self.turn + math.sqrt(h) * c.phase_noise * noise[2])
+            future = plane(
+                (later + math.sqrt(spread) * noise[1]).exp(), h * self.turn + math.sqrt(h) * c.phase_noise * noise[2]
+            )
             shrink = math.exp(-h * c.phase_noise**2 / 2 + spread / 2)
             forecast = plane(later.exp() * shrink, (h * self.turn).expand_as(u)) - now
             cosine.append(torch.cosine_similarity(forecast, future - now, dim=-1))

@@ -27,7 +27,7 @@ class Config(BaseConfig):
     """Standard deviation of the white directions; that of the slow ones is 1."""
 
 
-class SlowSubspace(LinearProcess):
+class SlowSubspace(LinearProcess[Config]):
     """AR(1) in the first `slow` columns of `basis` [d d], white noise in the others."""
 
     def __init__(self, config: Config, basis: Tensor) -> None:
@@ -43,7 +43,7 @@ class SlowSubspace(LinearProcess):
 def rotation(dim: int, generator: torch.Generator) -> Tensor:
     """A uniformly random orthogonal matrix [dim dim]."""
     q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
+    return torch.mul(q, r.diagonal().sign())
 
 
 def build(config: Config, dim: int, generator: torch.Generator) -> SlowSubspace:

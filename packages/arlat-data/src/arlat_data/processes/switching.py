@@ -35,11 +35,10 @@ class Config(BaseConfig):
     """Probability that the next step has the same regime."""
 
 
-class Switching(Process):
+class Switching(Process[Config]):
     """A regime-switching VAR with rotations [regimes d d]; the first is the identity."""
 
     def __init__(self, config: Config, rotations: Tensor) -> None:
-        self.settings = config
         self.config, self.dim, self.rotations = config, rotations.shape[-1], rotations
         k = config.regimes
         away = (1 - config.stay) / max(k - 1, 1)
@@ -50,11 +49,11 @@ class Switching(Process):
         return {"regime_transitions": self.move.tolist()}
 
     def simulate(self, utterances: int, frames: int, generator: torch.Generator) -> Tensor:
-        noise = math.sqrt(1 - self.settings.rho**2)
+        noise = math.sqrt(1 - self.config.rho**2)
         z = torch.randn(utterances, frames, self.dim, generator=generator, dtype=torch.float64)
-        regime = torch.randint(self.settings.regimes, (utterances,), generator=generator)
+        regime = torch.randint(self.config.regimes, (utterances,), generator=generator)
         for t in range(1, frames):
-            for k in range(self.settings.regimes):
+            for k in range(self.config.regimes):
                 here = regime == k
                 z[here, t] = self.turned(z[here, t - 1], k) + noise * z[here, t]
             regime = torch.multinomial(self.move[regime], 1, generator=generator)[:, 0]
@@ -62,11 +61,11 @@ class Switching(Process):
 
     def turned(self, z: Tensor, regime: int) -> Tensor:
         """ρ R z of one regime, [... d]."""
-        return self.settings.rho * z @ self.rotations[regime].T
+        return self.config.rho * z @ self.rotations[regime].T
 
     def predict(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """log probability [n k] of the regime of the next step, and the forecasts [n k d], from frames [n w d]."""
-        k = self.settings.regimes
+        k = self.config.regimes
         log_p = torch.full((len(context), k), -math.log(k), dtype=torch.float64)
         for t in range(1, context.shape[1]):
             log_p = (log_p + self.log_steps(context[:, t - 1], context[:, t])).log_softmax(-1)
@@ -75,8 +74,8 @@ class Switching(Process):
 
     def log_steps(self, now: Tensor, future: Tensor) -> Tensor:
         """log density [n k] of the step under each regime."""
-        variance = 1 - self.settings.rho**2
-        means = torch.stack([self.turned(now, s) for s in range(self.settings.regimes)], 1)
+        variance = 1 - self.config.rho**2
+        means = torch.stack([self.turned(now, s) for s in range(self.config.regimes)], 1)
         square = (future[:, None] - means).square().sum(-1)
         return -0.5 * (square / variance + self.dim * math.log(2 * math.pi * variance))
 
@@ -107,11 +106,11 @@ class Switching(Process):
 
     def moments(self) -> list[Tensor]:
         """E z_{t+k} z_tᵀ for k = 1…16, by the regimes' transition matrix: exact."""
-        k = self.settings.regimes
+        k = self.config.regimes
         part = torch.eye(self.dim, dtype=torch.float64).expand(k, -1, -1) / k  # E[z_{t+j} z_tᵀ; s_{t+j} = s]
         found = []
         for _ in range(process.STEPS):
-            stepped = self.settings.rho * self.rotations @ part
+            stepped = self.config.rho * self.rotations @ part
             found.append(stepped.sum(0))
             part = torch.einsum("sr,sij->rij", self.move, stepped)
         return found

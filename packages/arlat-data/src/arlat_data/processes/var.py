@@ -17,7 +17,7 @@ class Config(BaseConfig):
     """Spectral radius of the transition matrix."""
 
 
-class VAR(LinearProcess):
+class VAR(LinearProcess[Config]):
     """VAR(1) with transition `a` [d d]."""
 
     def __init__(self, config: Config, a: Tensor) -> None:

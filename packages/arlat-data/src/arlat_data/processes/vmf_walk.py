@@ -44,14 +44,12 @@ class Config(BaseConfig):
     """Radius, in median lengths, at which the pull has the weight b."""
 
 
-class VmfWalk(Process):
+class VmfWalk(Process[Config]):
     """The walk in `dim` dimensions."""
 
     def __init__(self, config: Config, dim: int) -> None:
         self.dim = dim
-        self.config: Config = config.model_copy(
-            update={"kappa": sphere.concentration(config.kappa, dim, "vmf_walk", 0.7)}
-        )
+        self.config = config.model_copy(update={"kappa": sphere.concentration(config.kappa, dim, "vmf_walk", 0.7)})
 
     @property
     def kappa(self) -> float:
@@ -137,9 +135,7 @@ def against_marginal(nll: float, z: Tensor, frame_rate: float) -> Truth:
 def autocorrelations(z: Tensor) -> Truth:
     """p4.rho[1…16] of paths z [chains t d] whose law is isotropic: E z_t·z_{t+k} / E‖z‖²."""
     square = float((z**2).sum(-1).mean())
-    return {
-        f"p4.rho[{k}]": average((z[:, :-k] * z[:, k:]).sum(-1) / square) for k in range(1, process.STEPS + 1)
-    }
+    return {f"p4.rho[{k}]": average((z[:, :-k] * z[:, k:]).sum(-1) / square) for k in range(1, process.STEPS + 1)}
 
 
 def build(config: Config, dim: int, generator: torch.Generator) -> VmfWalk:

@@ -12,7 +12,7 @@ class Config(BaseConfig):
     """White noise has no parameters."""
 
 
-class White(LinearProcess):
+class White(LinearProcess[Config]):
     """White noise in `dim` dimensions."""
 
     def __init__(self, config: Config, dim: int) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from arlat_kernels.op import Case, Inputs, Op
+from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -63,4 +63,23 @@ CASES: tuple[Case, ...] = (
     {"n": 0, "m": 4, "d": 16},
 )
 
-mixture_nll = Op(name="mixture_nll", reference=mixture_nll_reference, make_inputs=make_inputs, cases=CASES)
+TRITON_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def _triton(logits: Tensor, mean: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
+    from arlat_kernels.mixture_triton import mixture_nll_triton  # imports Triton, which need not be there
+
+    return mixture_nll_triton(logits, mean, log_scale, x)
+
+
+def _triton_obstacle(*inputs: Tensor) -> str | None:
+    return triton_obstacle(inputs, TRITON_DTYPES)
+
+
+mixture_nll = Op(
+    name="mixture_nll",
+    reference=mixture_nll_reference,
+    make_inputs=make_inputs,
+    cases=CASES,
+    twins={"triton": Twin(run=_triton, obstacle=_triton_obstacle)},
+)

@@ -94,5 +94,8 @@ def triton_obstacle(inputs: tuple[Tensor, ...], dtypes: frozenset[torch.dtype]) 
         return f"its inputs are on several devices: {', '.join(sorted({str(tensor.device) for tensor in inputs}))}."
     if first.device.type != "cuda" and not knobs.runtime.interpret:
         return f"its inputs are on {first.device}, and Triton runs on cuda (or interpreted, with TRITON_INTERPRET=1)."
-    wrong = sorted({str(tensor.dtype) for tensor in inputs if tensor.dtype not in dtypes})
-    return f"it does not take {', '.join(wrong)}." if wrong else None
+    kinds = {tensor.dtype for tensor in inputs}
+    if len(kinds) > 1 or not kinds <= dtypes:
+        one_of = ", ".join(sorted(map(str, dtypes)))
+        return f"its inputs are {', '.join(sorted(map(str, kinds)))}; it takes one dtype for all, of {one_of}."
+    return None

@@ -26,8 +26,11 @@ def check_op(
 
     The truth is the reference in float64 on the same inputs. The largest error may be at most twice the reference's
     own in `dtype`, with a floor of four units in the last place of the largest true entry. Each case runs contiguous and
-    with every input strided (expanded storage); cases may be empty. The value must not depend on gradients being asked.
+    with every input strided in a NaN-filled store; cases may be empty. The value must not depend on gradients being
+    asked. ValueError for float64, which is the truth itself: use torch.autograd.gradcheck there.
     """
+    if dtype == torch.float64:
+        raise ValueError("check_op measures against float64; give a narrower dtype, or use gradcheck.")
     for case in op.cases if cases is None else cases:
         made = op.make_inputs(**case, generator=torch.Generator().manual_seed(seed))
         inputs = {name: tensor.to(device=device, dtype=dtype) for name, tensor in made.items()}

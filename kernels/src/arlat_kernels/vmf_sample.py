@@ -21,7 +21,7 @@ def vmf_sample(mu: Tensor, kappa: Tensor, generator: torch.Generator) -> Tensor:
     """
     dim = mu.shape[-1]
     check(kappa, dim)
-    each = torch.broadcast_tensors(kappa, mu[..., 0])[0]
+    each: Tensor = torch.broadcast_tensors(kappa, mu[..., 0])[0]  # type: ignore[no-untyped-call]
     shape = each.shape
     gap, sine = cosine_gap(each.reshape(-1).double(), dim, generator)
     pole = normalised(mu).expand(*shape, dim)

@@ -1,0 +1,149 @@
+"""Compiles the shipped Triton configurations to machine code without a GPU and reads what they use.
+
+`python -m arlat_kernels.aot` prints the difference to kernels/aot_baseline.json and exits with 1 if there is one;
+`--update` writes it. Registers, stack and spills come from the cubin by the cuobjdump in Triton's wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from arlat_kernels.build import Build
+
+ARCHITECTURES = (80, 90)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block may use
+BASELINE = pathlib.Path(__file__).resolve().parents[2] / "aot_baseline.json"  # in the source tree, not in a wheel
+
+Usage = dict[str, int]
+
+
+def shipped() -> tuple[Build, ...]:
+    """Every build of every op that has a Triton twin."""
+    from arlat_kernels import mixture_triton
+
+    return mixture_triton.builds()
+
+
+def obstacle() -> str | None:
+    """Why nothing can be compiled here, or None."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return "the package triton is not installed"
+    return "TRITON_INTERPRET is set: the kernels are interpreted in this process" if knobs.runtime.interpret else None
+
+
+def compile_build(build: Build, architecture: int) -> Usage:
+    """Registers and stack bytes per thread, shared bytes per block, and spill instructions of one cubin."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names: list[str] = build.kernel.arg_names
+    signature = {name: "constexpr" if name in build.constants else build.types.get(name, "i32") for name in names}
+    hints = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if name in build.types or (build.aligned and name != "n" and name not in build.constants)
+    }
+    source = ASTSource(build.kernel, signature, constexprs=dict(build.constants), attrs=hints)
+    compiled: Any = triton.compile(
+        source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": build.warps}
+    )
+    return {**read_cubin(compiled.asm["cubin"]), "shared": int(compiled.metadata.shared)}
+
+
+def read_cubin(cubin: bytes) -> Usage:
+    """`registers`, `stack` (bytes) and `spills` (local loads and stores in the machine code)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = cuobjdump("-res-usage", str(path))
+        code = cuobjdump("-sass", str(path))
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump says nothing about registers:\n{usage}")
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+    }
+
+
+def cuobjdump(*arguments: str) -> str:
+    """Output of the cuobjdump that Triton ships."""
+    import triton
+
+    tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def measure() -> dict[str, Any]:
+    """{"triton": version, "builds": {name/sm_NN: usage}} over every build and architecture."""
+    import triton
+
+    builds = {
+        f"{build.name}/sm_{architecture}": compile_build(build, architecture)
+        for build in shipped()
+        for architecture in ARCHITECTURES
+    }
+    return {"triton": triton.__version__, "builds": builds}
+
+
+def difference(baseline: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    """One line for every figure that is not the baseline's; empty where all agree."""
+    lines = []
+    if baseline.get("triton") != measured["triton"]:
+        lines.append(f"triton: {baseline.get('triton')} → {measured['triton']}")
+    old, new = baseline.get("builds", {}), measured["builds"]
+    for name in sorted(old.keys() | new.keys()):
+        for key in sorted(old.get(name, {}).keys() | new.get(name, {}).keys()):
+            before, after = old.get(name, {}).get(key), new.get(name, {}).get(key)
+            if before != after:
+                lines.append(f"{name} {key}: {before} → {after}")
+    return lines
+
+
+def faults(measured: dict[str, Any]) -> list[str]:
+    """What no build may have, whatever the baseline says: spills, a stack, more shared memory than a block has."""
+    lines = []
+    for name, usage in measured["builds"].items():
+        limit = SHARED_LIMIT[int(name.rpartition("sm_")[2])]
+        lines += [f"{name}: {usage[key]} {key}" for key in ("spills", "stack") if usage[key]]
+        lines += [f"{name}: {usage['shared']} bytes shared, limit {limit}"] * (usage["shared"] > limit)
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command: prints differences and faults; 0 where there is none or the baseline was updated, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m arlat_kernels.aot", description=__doc__)
+    parser.add_argument("--update", action="store_true", help="write what was measured into the baseline")
+    parser.add_argument("--baseline", type=pathlib.Path, default=BASELINE, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if why := obstacle():
+        print(f"Nothing was compiled: {why}.", file=sys.stderr)
+        return 2
+    measured = measure()
+    old = json.loads(options.baseline.read_text()) if options.baseline.exists() else {}
+    changes, wrong = difference(old, measured), faults(measured)
+    print("\n".join(changes) if changes else f"{len(measured['builds'])} builds are as in {options.baseline.name}.")
+    if wrong:
+        print("Faults:\n" + "\n".join(wrong))
+    if options.update and changes:
+        partial = options.baseline.with_suffix(".partial")
+        partial.write_text(json.dumps(measured, indent=1) + "\n")
+        os.replace(partial, options.baseline)
+        print(f"Wrote {options.baseline}.")
+    return int(bool(wrong) or (bool(changes) and not options.update))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,6 +41,8 @@ class Config(BaseConfig):
     """Lags k of the one-step displacement, the form of earlier work."""
     components: int = Field(8, gt=0)
     """Mixture components of the predictor, of B2 and of B5."""
+    var_inputs: int = Field(2600, gt=0)
+    """Inputs (frames × D) of the widest linear VAR tried; its cost grows with their cube. Order 1 is always tried."""
     median_draws: int = Field(256, gt=1)
     """Draws behind the predictive median of the step length."""
     median_frames: int = Field(2000, gt=1)
@@ -81,7 +83,8 @@ def fit_predictor(
     if checkpoint.exists(folder):
         return checkpoint.load(folder, store.spec).to(device)
     generator = torch.Generator().manual_seed(config.seed)
-    linear = fit_linear(data.train, data.fit_rows, data.validation_rows, orders=(0, 1, 2, 4, config.context))
+    orders = [order for order in (0, 1, 2, 4, config.context) if order <= 1 or order * store.spec.dim <= config.var_inputs]
+    linear = fit_linear(data.train, data.fit_rows, data.validation_rows, orders=orders)
     model = ResidualMixture.start(linear, data.train, data.fit_rows, config.components, generator).to(device)
     fit(model, data.train, data.fit_rows, data.validation_rows, config.train, generator)
     checkpoint.save(model, folder, store.spec)

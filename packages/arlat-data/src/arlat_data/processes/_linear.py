@@ -307,9 +307,7 @@ def rollouts(lags: list[Law], spread: list[Tensor], s: Tensor, generator: torch.
                 "dnll_b5": exact(base + miss - b5),
             }
         )
-    curves = (
-        dict.fromkeys("ABCD", mean_curve) | {f"var.{mode}": mean_curve for mode in "ABCD"} | {"S": sample_curve}
-    )
+    curves = dict.fromkeys("ABCD", mean_curve) | {f"var.{mode}": mean_curve for mode in "ABCD"} | {"S": sample_curve}
     return {
         f"r1.{mode}.{name}[{step}]": entry
         for mode, curve in curves.items()

@@ -19,7 +19,7 @@ LAGS = (2, 4, 8)
 
 
 class Process(ABC, Generic[C]):
-    """A stationary process in R^dim with zero mean, the same for every speaker; at most two past frames matter unless it says so."""
+    """A stationary process in R^dim, the same for every speaker; at most two past frames matter unless it says so."""
 
     dim: int
     config: C

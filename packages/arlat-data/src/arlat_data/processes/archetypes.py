@@ -100,6 +100,7 @@ class Archetypes(Process[Config]):
         for s in range(1, process.STEPS + 1):
             values[f"r1.A.cosine[{s}]"] = cosine
             values[f"r1.A.state_error[{s}]"] = exact(0.0)
+        z = z - z.mean((0, 1))  # zero only where the codebook is symmetric
         variance = (z**2).mean((0, 1))
         for k in range(1, process.STEPS + 1):
             values[f"p4.rho[{k}]"] = average((z[:, :-k] * z[:, k:] / variance).mean(-1))
@@ -120,6 +121,8 @@ class Archetypes(Process[Config]):
 
 
 def build(config: Config, dim: int, generator: torch.Generator) -> Archetypes:
-    """Draws the codebook."""
+    """Draws the codebook, balanced so that its words cancel nearly: an unbalanced one drifts far from the origin."""
     words = torch.randn(config.codewords, dim, generator=generator, dtype=torch.float64)
-    return Archetypes(config, torch.nn.functional.normalize(words, dim=-1))
+    for _ in range(50):
+        words = torch.nn.functional.normalize(words - words.mean(0), dim=-1)
+    return Archetypes(config, words)

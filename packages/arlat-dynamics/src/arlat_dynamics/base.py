@@ -96,6 +96,10 @@ class WindowModel(Dynamics):
         """Part of the predicted parameters that lie near the end of their range, for context [n w d]."""
         return 0.0
 
+    def stages(self) -> list[list[nn.Parameter]]:
+        """What is trained together, stage after stage; one stage of everything where a model says nothing else."""
+        return [list(self.parameters())]
+
     def initial(self, batch: int) -> Window:
         """An empty window."""
         like = next(iter(self.buffers()))

@@ -30,13 +30,13 @@ class TrainConfig(Config):
     batch: int = Field(512, gt=0)
     """Windows in a minibatch."""
     max_steps: int = Field(400, ge=0)
-    """Steps at most."""
+    """Steps of a stage at most."""
     max_epochs: float = Field(12.0, gt=0)
-    """Passes over the windows at most."""
+    """Passes of a stage over the windows at most."""
     evaluate_every: int = Field(40, gt=0)
     """Steps between two looks at the validation part."""
     patience: int = Field(3, gt=0)
-    """Looks without a gain on the best look since training began, after which it stops."""
+    """Looks in a row without a gain after which a stage stops."""
     validation_rows: int = Field(4096, gt=1)
     """Validation windows looked at, evenly spaced."""
     clip: float = Field(1.0, gt=0)
@@ -119,26 +119,75 @@ def fit(
     generator: torch.Generator,
     progress: Progress = lambda done, planned: None,
 ) -> FitLog:
-    """Trains `model` in place by maximum likelihood and leaves it at its best step on `validation_rows`.
+    """Trains `model` in place by maximum likelihood, stage after stage, and leaves it at its best on `validation_rows`.
 
-    The start is a candidate too, and stays unless training beats it by more than chance: a model never ends worse on
-    the validation part than it began. Raises RuntimeError when losses stay non-finite.
+    What a stage began with is a candidate too, and stays unless the stage beats it by more than chance: a model never
+    ends worse on the validation part than it began. Raises RuntimeError when losses stay non-finite.
     """
-    seed = int(torch.randint(2**31, (1,), generator=generator))
     some = validation_rows[spaced(len(validation_rows), config.validation_rows)]
+    first = best = validation_nll(model, windows, some)
+    stages = model.stages()
+    planned = planned_steps(len(fit_rows), config)
+    history = [(0, float(first.mean()))]
+    done = best_step = skipped = 0
+    for parameters in stages:
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        kept = copy_state(model)
+        stage = fit_stage(
+            model,
+            parameters,
+            windows,
+            fit_rows,
+            some,
+            config,
+            seed,
+            lambda step, at=done: progress(at + step, planned * len(stages)),  # type: ignore[misc]
+        )
+        gain = best - stage.nll
+        if float(gain.mean()) > CERTAINTY * float(gain.std()) / math.sqrt(len(gain)):
+            best, best_step = stage.nll, done + stage.best_step
+        else:
+            model.load_state_dict(kept)
+        history += [(done + step, value) for step, value in stage.history]
+        done, skipped = done + stage.steps, skipped + stage.skipped
+    progress(planned * len(stages), planned * len(stages))
+    saturated = model.saturated_fraction(windows.gather(some[:1024]).context.to(model_device(model)))
+    return FitLog(done, best_step, float(first.mean()), float(best.mean()), skipped, saturated, tuple(history))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a fit: validation NLL [n] at its best step, at which the model was left."""
+
+    steps: int
+    best_step: int
+    nll: Tensor
+    skipped: int
+    history: tuple[tuple[int, float], ...]
+
+
+def fit_stage(
+    model: WindowModel,
+    parameters: list[torch.nn.Parameter],
+    windows: WindowSource,
+    fit_rows: Tensor,
+    held_out: Tensor,
+    config: TrainConfig,
+    seed: int,
+    progress: Callable[[int], None],
+) -> Stage:
+    """Trains `parameters` alone and leaves the model at the best step that was looked at."""
     steps, began = planned_steps(len(fit_rows), config), time.monotonic()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    start, first = copy_state(model), validation_nll(model, windows, some)
-    best_step, best_nll, best_state = 0, first, start
-    history, skipped, in_a_row, step = [(0, float(first.mean()))], 0, 0, 0
+    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    best: tuple[int, Tensor, dict[str, Tensor]] | None = None
+    history: list[tuple[int, float]] = []
+    skipped = in_a_row = step = 0
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step - 1, steps, config.lr)
         batch = windows.gather(batch_rows(fit_rows, config.batch, seed, step))
         loss = -log_prob(model, batch).mean() / model.dim
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        norm = gradient(loss, parameters, config.clip)
         if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):
             optimiser.step()
             in_a_row = 0
@@ -148,22 +197,26 @@ def fit(
                 raise RuntimeError(
                     f"{MOST_SKIPPED} steps in a row had no finite loss or gradient, last at step {step}."
                 )
-        progress(step, steps)
+        progress(step)
         late = config.max_seconds is not None and time.monotonic() - began > config.max_seconds
         if step % config.evaluate_every == 0 or step == steps or late:
-            nll = validation_nll(model, windows, some)
+            nll = validation_nll(model, windows, held_out)
             history.append((step, float(nll.mean())))
-            if float(nll.mean()) < float(best_nll.mean()):
-                best_step, best_nll, best_state = step, nll, copy_state(model)
-            trained = [value for _, value in history[1:]]
-            if late or len(trained) - 1 - trained.index(min(trained)) >= config.patience:
+            if best is None or float(nll.mean()) < float(best[1].mean()):
+                best = step, nll, copy_state(model)
+            if late or step - best[0] >= config.patience * config.evaluate_every:
                 break
-    gain = first - best_nll
-    if best_step and float(gain.mean()) <= CERTAINTY * float(gain.std()) / math.sqrt(len(gain)):
-        best_step, best_nll, best_state = 0, first, start
-    model.load_state_dict(best_state)
-    saturated = model.saturated_fraction(windows.gather(some[:1024]).context.to(model_device(model)))
-    return FitLog(step, best_step, float(first.mean()), float(best_nll.mean()), skipped, saturated, tuple(history))
+    if best is None:
+        return Stage(0, 0, validation_nll(model, windows, held_out), 0, ())
+    model.load_state_dict(best[2])
+    return Stage(step, best[0], best[1], skipped, tuple(history))
+
+
+def gradient(loss: Tensor, parameters: list[torch.nn.Parameter], clip: float) -> Tensor:
+    """Sets the parameters' gradients, clipped to the norm `clip`, and returns their norm before."""
+    for parameter, value in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = value
+    return torch.nn.utils.clip_grad_norm_(parameters, clip)
 
 
 def spaced(count: int, at_most: int) -> Tensor:

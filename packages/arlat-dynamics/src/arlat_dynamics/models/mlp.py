@@ -39,6 +39,44 @@ class Config(BaseConfig):
     """Width of the residual stream."""
     depth: int = Field(2, ge=0)
     """Residual blocks."""
+    gate_width: int = Field(default=64, gt=0)
+    """Width of the gate."""
+
+
+class Gate(nn.Module):
+    """From lengths and angles of the window's steps to numbers per component: its logit, scale, and two step lengths.
+
+    It knows no direction, so it is small whatever D is, and learns from few frames what all dimensions share: how long
+    and how sure the next step will be.
+    """
+
+    def __init__(self, context: int, components: int, width: int) -> None:
+        super().__init__()
+        self.components = components
+        self.layers = nn.Sequential(
+            nn.Linear(2 * context + 2, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 4 * components),
+        )
+
+    def forward(self, steps: Tensor, level: Tensor, forecast: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """White steps [... w−1 d], newest frame [... d] and VAR forecast [... d] -> four times [... m]."""
+        last = steps[..., -1, :] if steps.shape[-2] else torch.zeros_like(forecast)
+        ahead = torch.cat([steps, forecast[..., None, :]], -2)
+        length = log_length(torch.cat([ahead, level[..., None, :]], -2))
+        angle = nn.functional.cosine_similarity(ahead[..., 1:, :], ahead[..., :-1, :], dim=-1, eps=1e-6)
+        to_level = nn.functional.cosine_similarity(level, forecast, dim=-1, eps=1e-6)[..., None]
+        turn = nn.functional.cosine_similarity(level, last, dim=-1, eps=1e-6)[..., None]
+        out: Tensor = self.layers(torch.cat([length, angle, to_level, turn], -1))
+        odds, scale, along, onward = out.view(*out.shape[:-1], 4, self.components).unbind(-2)
+        return odds, scale, along, onward
+
+
+def log_length(x: Tensor) -> Tensor:
+    """log of the root mean square over the last dimension, floored at 1e-3."""
+    return 0.5 * (x.square().mean(-1) + 1e-6).log()
 
 
 class Block(nn.Module):
@@ -63,6 +101,7 @@ class ResidualMixture(WindowModel):
     center: Tensor
     scale: Tensor
     step_scale: Tensor
+    whiten: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -72,11 +111,13 @@ class ResidualMixture(WindowModel):
         self.register_buffer("center", torch.zeros(self.dim))
         self.register_buffer("scale", torch.ones(self.dim))
         self.register_buffer("step_scale", torch.ones(self.dim))
+        self.register_buffer("whiten", torch.eye(self.dim))  # the inverse of the VAR's factor
+        self.gate = Gate(self.context, self.components, config.gate_width)
         self.enter = nn.Linear(self.context * self.dim, config.width)
         self.blocks = nn.ModuleList(Block(config.width) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width)
-        # Columns: m·d means, m logits, m scales of whole components, d scales shared by all components.
-        self.head = nn.Linear(config.width, self.components * (self.dim + 2) + self.dim)
+        # Columns: m·d means, m logits, d scales that all components share.
+        self.head = nn.Linear(config.width, self.components * (self.dim + 1) + self.dim)
         self.raw_log_scale = nn.Parameter(torch.zeros(self.components, self.dim))
 
     @classmethod
@@ -98,6 +139,7 @@ class ResidualMixture(WindowModel):
         model = cls(Config(linear=linear.settings(), components=components, width=size, depth=depth))
         model.linear.load_state_dict(linear.state_dict())
         some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS), dtype=torch.float64).long()]
+        model.whiten.copy_(torch.linalg.inv(linear.factor.double()))
         model._standardise(windows, some)
         model._initialise(generator)
         model._start_components(windows, some, generator)
@@ -118,8 +160,9 @@ class ResidualMixture(WindowModel):
             if isinstance(layer, nn.Linear):
                 layer.weight.normal_(0, layer.in_features**-0.5, generator=generator)
                 layer.bias.zero_()
-        self.head.weight.zero_()
-        self.head.bias.zero_()
+        for last in (self.head, self.gate.layers[-1]):
+            last.weight.zero_()  # type: ignore[operator]
+            last.bias.zero_()  # type: ignore[operator]
 
     @torch.no_grad()
     def _start_components(self, windows: WindowSource, rows: Tensor, generator: torch.Generator) -> None:
@@ -160,9 +203,19 @@ class ResidualMixture(WindowModel):
         for block in self.blocks:
             hidden = block(hidden)
         m, d = self.components, self.dim
-        loc, logits, whole, shared = self.head(self.norm(hidden)).split([m * d, m, m, d], -1)
+        loc, logits, shared = self.head(self.norm(hidden)).split([m * d, m, d], -1)
+        steps = context.diff(dim=-2) @ self.whiten.mT
+        forecast = self.linear.predict(context) @ self.whiten.mT
+        level = (context[..., -1, :] - self.center) / self.scale
+        odds, whole, along, onward = self.gate(steps, level, forecast)
+        last = steps[..., -1, :] if self.context > 1 else torch.zeros_like(forecast)
+        straight = along[..., None] * forecast[..., None, :] + onward[..., None] * last[..., None, :]
         raw = self.raw_log_scale + whole[..., None] + shared[..., None, :]
-        return GaussianMixture(logits, loc.unflatten(-1, (m, d)), soft_bound(raw))
+        return GaussianMixture(logits + odds, loc.unflatten(-1, (m, d)) + straight, soft_bound(raw))
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """First the unconditional law and the gate, which few frames can teach; then everything."""
+        return [[*self.gate.parameters(), self.raw_log_scale, self.head.bias], list(self.parameters())]
 
     def distribution(self, context: Tensor) -> Affine:
         """The law [...] of Δ after context [... w d], oldest frame first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 from typing import Any
@@ -56,7 +57,8 @@ def gaussian_nll(x: Tensor, covariance: Tensor) -> Tensor:
 def test_paths_are_stationary_from_the_first_frame(name: str) -> None:
     law = build(name, 4, SMALL.get(name, {}), generator(1))
     z = law.simulate(6000, 12, generator(2))
-    assert z.shape == (6000, 12, 4) and z.dtype == torch.float64
+    assert z.shape == (6000, 12, 4)
+    assert z.dtype == torch.float64
     assert torch.equal(z, law.simulate(6000, 12, generator(2)))
     for power in (1, 2, 4):
         first, last = z[:, 0] ** power, z[:, -1] ** power
@@ -82,7 +84,8 @@ def test_ar1_has_the_textbook_answers(rho: float, dim: int) -> None:
         expected = dim / 2 * math.log(1 - (1 - rho) * rho ** (2 * k - 2) / 2)
         assert value[f"p1.lag{k}.dnll_b0"] == pytest.approx(expected, abs=1e-10)
     assert value["p1.h1.information_rate"] == pytest.approx(-value["p1.h1.dnll_b5"] * 12.5 / math.log(2))
-    assert value["p4.rho[3]"] == pytest.approx(rho**3) and value["p4.effective_dim"] == pytest.approx(dim)
+    assert value["p4.rho[3]"] == pytest.approx(rho**3)
+    assert value["p4.effective_dim"] == pytest.approx(dim)
     steps = [value[f"r1.D.magnitude_ratio[{s}]"] for s in (1, 2, 4)]
     assert steps == pytest.approx([math.sqrt((1 - rho) / 2) * rho ** (s - 1) for s in (1, 2, 4)], abs=1e-12)
     assert all(entry["method"] in ("closed form", "quadrature") for entry in truth.values())
@@ -224,7 +227,8 @@ def test_vmf_walk_figures_are_those_of_the_paths() -> None:
     assert float(nll.mean()) - marginal == pytest.approx(truth["p1.h1.dnll_b5"]["value"], abs=0.06)
     for k in (1, 2):
         agree(truth[f"p4.rho[{k}]"], (z[:, 0] * z[:, k]).sum(-1) / (z**2).sum(-1).mean(), 1e-3)
-    assert truth["r1.A.cosine[16]"] == truth["p1.h1.cosine"] and "r1.D.cosine[2]" not in truth
+    assert truth["r1.A.cosine[16]"] == truth["p1.h1.cosine"]
+    assert "r1.D.cosine[2]" not in truth
 
 
 def test_vmf_walk_chooses_its_concentration() -> None:
@@ -284,7 +288,7 @@ def test_switching_predicts_like_all_regime_paths_together() -> None:
         paths = torch.cartesian_prod(*[torch.arange(2)] * steps).view(-1, steps)
         found = []
         for path in paths:
-            prior = math.log(0.5) + sum(float(law.move[a, b].log()) for a, b in zip(path, path[1:], strict=False))
+            prior = math.log(0.5) + sum(float(law.move[a, b].log()) for a, b in itertools.pairwise(path))
             found.append(prior + sum(scores[:, t, path[t]] for t in range(steps)))
         return torch.stack(found).logsumexp(0)
 

@@ -1,0 +1,91 @@
+"""The shipped Triton configurations compile for sm_80 and sm_90 without a GPU and use what the baseline says."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from arlat_kernels import aot
+
+if why := aot.obstacle():
+    pytest.skip(f"{why}; run by nox -s aot", allow_module_level=True)
+
+BASELINE = pathlib.Path(__file__).resolve().parents[1] / "aot_baseline.json"
+
+
+@pytest.fixture(scope="module")
+def baseline() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(BASELINE.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    return aot.measure()
+
+
+def test_every_build_is_measured(measured: dict[str, Any]) -> None:
+    assert len(measured["builds"]) == len(aot.shipped()) * len(aot.ARCHITECTURES) > 0
+    assert all(16 <= usage["registers"] <= 255 for usage in measured["builds"].values())
+
+
+def test_no_build_spills_or_asks_for_too_much(measured: dict[str, Any]) -> None:
+    assert aot.faults(measured) == []
+
+
+def test_usage_is_the_baseline(baseline: dict[str, Any], measured: dict[str, Any]) -> None:
+    if baseline["triton"] != measured["triton"]:
+        pytest.skip(f"the baseline is of triton {baseline['triton']}, this is {measured['triton']}")
+    changes = "\n".join(aot.difference(baseline, measured))
+    assert not changes, f"see `python -m arlat_kernels.aot`; accept with --update:\n{changes}"
+
+
+def test_a_spill_is_seen_in_machine_code() -> None:
+    triton = pytest.importorskip("triton")
+    del triton
+    from arlat_kernels.build import Build
+    from arlat_kernels.mixture_triton import forward_kernel
+
+    build = aot.shipped()[0]
+    assert build.kernel is forward_kernel
+    greedy = Build(
+        name="greedy",
+        kernel=build.kernel,
+        constants={**build.constants, "ROWS": 128, "BLOCK": 512},
+        types=build.types,
+        aligned=False,
+        warps=4,
+    )
+    usage = aot.compile_build(greedy, 80)
+    assert usage["spills"] > 0
+    assert aot.faults({"builds": {"greedy/sm_80": usage}})
+
+
+def test_differences_name_build_and_figure() -> None:
+    old = {"triton": "1", "builds": {"a/sm_80": {"registers": 10}, "b/sm_80": {"registers": 7}}}
+    new = {"triton": "1", "builds": {"a/sm_80": {"registers": 12}, "c/sm_80": {"registers": 9}}}
+    assert aot.difference(old, old) == []
+    assert aot.difference(old, new) == [
+        "a/sm_80 registers: 10 → 12",
+        "b/sm_80 registers: 7 → None",
+        "c/sm_80 registers: None → 9",
+    ]
+
+
+def test_the_command_reports_and_updates(
+    measured: dict[str, Any],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aot, "measure", lambda: measured)
+    path = tmp_path / "baseline.json"
+    assert aot.main(["--baseline", str(path)]) == 1
+    assert "registers: None →" in capsys.readouterr().out
+    assert not path.exists()
+    assert aot.main(["--baseline", str(path), "--update"]) == 0
+    assert json.loads(path.read_text()) == measured
+    assert aot.main(["--baseline", str(path)]) == 0
+    assert "builds are as in baseline.json" in capsys.readouterr().out.splitlines()[-1]

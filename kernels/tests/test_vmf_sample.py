@@ -1,0 +1,96 @@
+"""Draws from the von Mises–Fisher law: exact in the cosine, uniform in the tangent, nothing special at the poles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from arlat_kernels import vmf_mean_resultant, vmf_sample
+from arlat_kernels.vmf_sample import cosine_gap
+from torch import Tensor
+
+
+def draw(
+    dim: int, kappa: float, count: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Directions mu [n d] (a third e1, a third −e1, a third random, longer than 1) and samples x [n d]."""
+    generator = torch.Generator().manual_seed(seed)
+    mu = torch.zeros(count, dim, dtype=dtype)
+    mu[0::3, 0], mu[1::3, 0] = 1, -1
+    mu[2::3] = 3 * torch.randn(mu[2::3].shape, generator=generator, dtype=dtype)
+    return mu, vmf_sample(mu, torch.tensor(kappa, dtype=dtype), generator)
+
+
+def exact_cdf(gap: Tensor, dim: int, kappa: float) -> Tensor:
+    """P(1 − cos ≤ gap), by the trapezium rule in the angle, on [0, 12 standard deviations] where that is short of π."""
+    end = min(math.pi, 12 * math.sqrt(max(dim - 1, 1) / kappa)) if kappa > 0 else math.pi
+    angle = torch.linspace(0, end, 100_001, dtype=torch.float64)[1:-1]
+    log_density = -2 * kappa * torch.sin(angle / 2).square() + (dim - 2) * torch.log(torch.sin(angle))
+    mass = torch.cumsum(torch.exp(log_density - log_density.max()), 0)
+    at = torch.searchsorted(angle, 2 * torch.asin(torch.sqrt(gap / 2))).clamp_max(len(angle) - 1)
+    return mass[at] / mass[-1]
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8, 64, 512])
+@pytest.mark.parametrize("kappa", [0.0, 0.1, 10.0, 1e3, 1e5])
+def test_the_cosine_has_its_exact_law(dim: int, kappa: float) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    mu, x = draw(dim, kappa, 20_000 if dim <= 64 else 2_000, seed=dim)
+    unit = mu / torch.linalg.vector_norm(mu, dim=-1, keepdim=True)
+    gap = 0.5 * (x - unit).square().sum(-1)  # 1 − cos without cancellation
+    assert stats.kstest(exact_cdf(gap, dim, kappa).numpy(), "uniform").pvalue > 1e-4
+    assert float((torch.linalg.vector_norm(x, dim=-1) - 1).abs().max()) < 1e-14
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8, 1024])
+@pytest.mark.parametrize("kappa", [0.5, 50.0, 1e6])
+def test_the_mean_gap_is_one_minus_the_resultant_length(dim: int, kappa: float) -> None:
+    each = torch.full((200_000,), kappa, dtype=torch.float64)
+    gap, sine = cosine_gap(each, dim, torch.Generator().manual_seed(1))
+    expected = float(vmf_mean_resultant(each[:1], dim, complement=True))
+    assert abs(float(gap.mean()) - expected) < 5 * float(gap.std()) / math.sqrt(len(gap))
+    torch.testing.assert_close(sine.square(), gap * (2 - gap), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 16])
+def test_the_tangent_is_uniform(dim: int) -> None:
+    mu, x = draw(dim, 5.0, 60_000)
+    unit = mu / torch.linalg.vector_norm(mu, dim=-1, keepdim=True)
+    tangent = x - (x * unit).sum(-1, keepdim=True) * unit
+    tangent = tangent / torch.linalg.vector_norm(tangent, dim=-1, keepdim=True)
+    for third in range(3):
+        rows = tangent[third::3]
+        assert float(rows.mean(0).abs().max()) < 5 / math.sqrt(len(rows))
+    covariance = tangent[0::3, 1:].T @ tangent[0::3, 1:] / len(tangent[0::3])  # at e1 the tangent space is the rest
+    assert float((covariance - torch.eye(dim - 1) / (dim - 1)).abs().max()) < 5 / math.sqrt(len(tangent) / 3)
+
+
+def test_float32_directions_are_unit_and_reproducible() -> None:
+    _, x = draw(256, 1e4, 300, dtype=torch.float32)
+    _, again = draw(256, 1e4, 300, dtype=torch.float32)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, again)
+    assert float((torch.linalg.vector_norm(x, dim=-1) - 1).abs().max()) < 5e-7
+
+
+def test_batch_axes_broadcast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert vmf_sample(torch.eye(3)[0], torch.full((4, 5), 2.0), generator).shape == (4, 5, 3)
+    assert vmf_sample(torch.eye(3), torch.tensor(2.0), generator).shape == (3, 3)
+    assert vmf_sample(torch.zeros(0, 3), torch.zeros(0), generator).shape == (0, 3)
+
+
+def test_a_zero_direction_stands_for_the_first_axis() -> None:
+    x = vmf_sample(torch.zeros(2000, 4), torch.tensor(100.0), torch.Generator().manual_seed(0))
+    assert float(x[:, 0].mean()) == pytest.approx(float(vmf_mean_resultant(torch.tensor(100.0), 4)), abs=1e-2)
+
+
+def test_no_gradient_is_pretended() -> None:
+    mu = torch.randn(3, 5, requires_grad=True)
+    assert not vmf_sample(mu, torch.ones(3, requires_grad=True), torch.Generator()).requires_grad
+
+
+def test_a_kappa_that_is_not_finite_ends_with_a_message() -> None:
+    with pytest.raises(RuntimeError, match=r"1 of 2 rows.*must be finite"):
+        vmf_sample(torch.eye(2), torch.tensor([1.0, torch.nan]), torch.Generator())

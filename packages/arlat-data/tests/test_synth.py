@@ -87,3 +87,8 @@ def test_mistakes_leave_no_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Known keys: rho"):
         make("ar1", dim=2, utterances=4, frames=10, speakers=2, seed=0, out=tmp_path / "s", kappa=1.0)
     assert not (tmp_path / "s").exists()
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "mine").touch()
+    with pytest.raises(UserError, match="not empty"):
+        make("ar1", dim=2, utterances=4, frames=10, speakers=2, seed=0, out=tmp_path / "s")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["mine"]

@@ -94,7 +94,7 @@ def make(
     frames: int,
     speakers: int,
     seed: int,
-    out: Path,
+    out: Path | str,
     eval_fraction: float = 0.25,
     frame_rate: float = 12.5,
     **params: Any,
@@ -106,15 +106,19 @@ def make(
     only approach where that density is no mixture (`cycle`).
 
     Raises:
-        UserError: For fewer than two speakers, fewer utterances than speakers, or parameters that the process refuses.
+        UserError: For fewer than two speakers, fewer utterances than speakers, parameters that the process refuses, or a
+            folder that holds something.
     """
     from arlat_data.store import write_store
 
+    out = Path(out)
     if speakers < 2 or utterances < speakers or frames < 2:
         raise UserError(
             f"A synthetic store needs 2 speakers, an utterance for each and 2 frames, but got speakers={speakers}, "
             f"utterances={utterances} (in all), frames={frames}. Raise what is too small."
         )
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not empty. Choose another folder for the store, or remove it.")
     law = build(process, dim, params, stream(seed, "planted"))
     resolved = law.config.model_dump(mode="json")
     truth = {

@@ -75,7 +75,7 @@ def test_mixture_has_no_gap_at_a_closed_component_or_a_chunked_head() -> None:
     for name in ("reference", "triton"):
         leaves = [tensor.detach().requires_grad_() for tensor in (logits, mean, log_scale, x)]
         value = mixture_nll.implementation(name)(*leaves)
-        value.sum().backward()
+        value.sum().backward()  # type: ignore[no-untyped-call]
         results.append([value, *(leaf.grad for leaf in leaves)])
     for reference, twin in zip(*results, strict=True):
         torch.testing.assert_close(twin, reference, rtol=1e-5, atol=1e-5)
@@ -93,3 +93,17 @@ def test_a_block_of_many_dimensions_is_walked() -> None:
     from arlat_kernels import mixture_nll
 
     check_op(mixture_nll, "triton", cases=({"n": 2, "m": 2, "d": 1031}, {"n": 2, "m": 33, "d": 3}))
+
+
+def test_compiles_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    from arlat_kernels import mixture_nll
+
+    monkeypatch.setenv("ARLAT_KERNELS", "triton")
+    made = mixture_nll.make_inputs(3, 2, 5, generator=torch.Generator().manual_seed(0))
+    leaves = [tensor.requires_grad_() for tensor in made.values()]
+    whole = torch.compile(lambda *inputs: mixture_nll(*inputs), fullgraph=True, backend="aot_eager")
+    expected = mixture_nll(*leaves)
+    torch.testing.assert_close(whole(*leaves), expected, rtol=0, atol=0)
+    got = torch.autograd.grad(whole(*leaves).sum(), leaves)
+    for one, other in zip(got, torch.autograd.grad(expected.sum(), leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

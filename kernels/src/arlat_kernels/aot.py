@@ -17,6 +17,7 @@ import tempfile
 from typing import Any
 
 from arlat_kernels.build import Build
+from arlat_kernels.op import triton_mode
 
 ARCHITECTURES = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one block may use
@@ -34,11 +35,10 @@ def shipped() -> tuple[Build, ...]:
 
 def obstacle() -> str | None:
     """Why nothing can be compiled here, or None."""
-    try:
-        from triton import knobs
-    except ImportError:
+    mode = triton_mode()
+    if mode == "absent":
         return "the package triton is not installed"
-    return "TRITON_INTERPRET is set: the kernels are interpreted in this process" if knobs.runtime.interpret else None
+    return "TRITON_INTERPRET is set: the kernels are interpreted in this process" if mode == "interpreted" else None
 
 
 def compile_build(build: Build, architecture: int) -> Usage:

@@ -83,16 +83,25 @@ class Op:
         return REFERENCE
 
 
-def triton_obstacle(inputs: tuple[Tensor, ...], dtypes: frozenset[torch.dtype]) -> str | None:
-    """Why a Triton twin cannot run on `inputs` (package, device or dtype), or None."""
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def triton_mode() -> str:
+    """ "absent", "interpreted" (TRITON_INTERPRET=1) or "compiled"; torch.compile takes it as a constant."""
     try:
         from triton import knobs
     except ImportError:
+        return "absent"
+    return "interpreted" if knobs.runtime.interpret else "compiled"
+
+
+def triton_obstacle(inputs: tuple[Tensor, ...], dtypes: frozenset[torch.dtype]) -> str | None:
+    """Why a Triton twin cannot run on `inputs` (package, device or dtype), or None."""
+    mode = triton_mode()
+    if mode == "absent":
         return "the package triton is not installed."
     first = inputs[0]
     if any(tensor.device != first.device for tensor in inputs):
         return f"its inputs are on several devices: {', '.join(sorted({str(tensor.device) for tensor in inputs}))}."
-    if first.device.type != "cuda" and not knobs.runtime.interpret:
+    if first.device.type != "cuda" and mode != "interpreted":
         return f"its inputs are on {first.device}, and Triton runs on cuda (or interpreted, with TRITON_INTERPRET=1)."
     kinds = {tensor.dtype for tensor in inputs}
     if len(kinds) > 1 or not kinds <= dtypes:

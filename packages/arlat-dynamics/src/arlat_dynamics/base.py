@@ -75,6 +75,14 @@ class Dynamics(nn.Module, ABC):
         """All that `build` needs to make a model with the same parameters' shapes."""
 
 
+class Stage(NamedTuple):
+    """Parameters that are trained together, with their parts of the steps and of the learning rate of a fit."""
+
+    parameters: list[nn.Parameter]
+    steps: float = 1.0
+    rate: float = 1.0
+
+
 class Window(NamedTuple):
     """State of a model that sees a window: its newest frames [b w d], and whether there were any."""
 
@@ -96,9 +104,9 @@ class WindowModel(Dynamics):
         """Part of the predicted parameters that lie near the end of their range, for context [n w d]."""
         return 0.0
 
-    def stages(self) -> list[list[nn.Parameter]]:
+    def stages(self) -> list[Stage]:
         """What is trained together, stage after stage; one stage of everything where a model says nothing else."""
-        return [list(self.parameters())]
+        return [Stage(list(self.parameters()))]
 
     def initial(self, batch: int) -> Window:
         """An empty window."""

@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from arlat_core.config import Config
 from pydantic import Field
 from torch import Tensor
 
-from arlat_dynamics.base import Rows, WindowModel, WindowSource, row_blocks
+from arlat_dynamics.base import Rows, Stage, WindowModel, WindowSource, row_blocks
 
 CERTAINTY = 1.64  # training must beat the start on the validation part by so many standard errors to be kept
 MOST_SKIPPED = 20  # steps in a row without a finite loss or gradient
@@ -30,7 +31,7 @@ class TrainConfig(Config):
     batch: int = Field(512, gt=0)
     """Windows in a minibatch."""
     max_steps: int = Field(400, ge=0)
-    """Steps of a stage at most."""
+    """Steps at most (of a stage: its part of them)."""
     max_epochs: float = Field(12.0, gt=0)
     """Passes of a stage over the windows at most."""
     evaluate_every: int = Field(40, gt=0)
@@ -105,9 +106,9 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
 
 
-def planned_steps(rows: int, config: TrainConfig) -> int:
-    """Steps that a fit on `rows` windows takes at most."""
-    return min(config.max_steps, max(1, math.ceil(config.max_epochs * rows / config.batch)))
+def planned_steps(rows: int, config: TrainConfig, stage: Stage) -> int:
+    """Steps that a stage takes at most on `rows` windows."""
+    return math.ceil(stage.steps * min(config.max_steps, max(1.0, config.max_epochs * rows / config.batch)))
 
 
 def fit(
@@ -127,36 +128,33 @@ def fit(
     some = validation_rows[spaced(len(validation_rows), config.validation_rows)]
     first = best = validation_nll(model, windows, some)
     stages = model.stages()
-    planned = planned_steps(len(fit_rows), config)
+    planned = sum(planned_steps(len(fit_rows), config, stage) for stage in stages)
     history = [(0, float(first.mean()))]
     done = best_step = skipped = 0
-    for parameters in stages:
+    for stage in stages:
         seed = int(torch.randint(2**31, (1,), generator=generator))
         kept = copy_state(model)
-        stage = fit_stage(
-            model,
-            parameters,
-            windows,
-            fit_rows,
-            some,
-            config,
-            seed,
-            lambda step, at=done: progress(at + step, planned * len(stages)),  # type: ignore[misc]
-        )
-        gain = best - stage.nll
+        shown = partial(_show, progress, done, planned)
+        log = fit_stage(model, stage, windows, fit_rows, some, config, seed, shown)
+        gain = best - log.nll
         if float(gain.mean()) > CERTAINTY * float(gain.std()) / math.sqrt(len(gain)):
-            best, best_step = stage.nll, done + stage.best_step
+            best, best_step = log.nll, done + log.best_step
         else:
             model.load_state_dict(kept)
-        history += [(done + step, value) for step, value in stage.history]
-        done, skipped = done + stage.steps, skipped + stage.skipped
-    progress(planned * len(stages), planned * len(stages))
+        history += [(done + step, value) for step, value in log.history]
+        done, skipped = done + log.steps, skipped + log.skipped
+    progress(planned, planned)
     saturated = model.saturated_fraction(windows.gather(some[:1024]).context.to(model_device(model)))
     return FitLog(done, best_step, float(first.mean()), float(best.mean()), skipped, saturated, tuple(history))
 
 
+def _show(progress: Progress, before: int, planned: int, step: int) -> None:
+    """Reports step `step` of a stage that began after `before` steps."""
+    progress(before + step, planned)
+
+
 @dataclass(frozen=True)
-class Stage:
+class StageLog:
     """One stage of a fit: validation NLL [n] at its best step, at which the model was left."""
 
     steps: int
@@ -168,26 +166,26 @@ class Stage:
 
 def fit_stage(
     model: WindowModel,
-    parameters: list[torch.nn.Parameter],
+    stage: Stage,
     windows: WindowSource,
     fit_rows: Tensor,
     held_out: Tensor,
     config: TrainConfig,
     seed: int,
     progress: Callable[[int], None],
-) -> Stage:
-    """Trains `parameters` alone and leaves the model at the best step that was looked at."""
-    steps, began = planned_steps(len(fit_rows), config), time.monotonic()
-    optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+) -> StageLog:
+    """Trains the parameters of `stage` alone and leaves the model at the best step that was looked at."""
+    steps, began = planned_steps(len(fit_rows), config, stage), time.monotonic()
+    optimiser = torch.optim.AdamW(stage.parameters, lr=config.lr, weight_decay=config.weight_decay)
     best: tuple[int, Tensor, dict[str, Tensor]] | None = None
     history: list[tuple[int, float]] = []
     skipped = in_a_row = step = 0
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step - 1, steps, config.lr)
+            group["lr"] = learning_rate(step - 1, steps, stage.rate * config.lr)
         batch = windows.gather(batch_rows(fit_rows, config.batch, seed, step))
         loss = -log_prob(model, batch).mean() / model.dim
-        norm = gradient(loss, parameters, config.clip)
+        norm = gradient(loss, stage.parameters, config.clip)
         if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):
             optimiser.step()
             in_a_row = 0
@@ -207,9 +205,9 @@ def fit_stage(
             if late or step - best[0] >= config.patience * config.evaluate_every:
                 break
     if best is None:
-        return Stage(0, 0, validation_nll(model, windows, held_out), 0, ())
+        return StageLog(0, 0, validation_nll(model, windows, held_out), 0, ())
     model.load_state_dict(best[2])
-    return Stage(step, best[0], best[1], skipped, tuple(history))
+    return StageLog(step, best[0], best[1], skipped, tuple(history))
 
 
 def gradient(loss: Tensor, parameters: list[torch.nn.Parameter], clip: float) -> Tensor:

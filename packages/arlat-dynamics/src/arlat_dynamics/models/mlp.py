@@ -14,7 +14,7 @@ from arlat_core.distributions import Affine, GaussianMixture
 from pydantic import Field
 from torch import Tensor, nn
 
-from arlat_dynamics.base import WindowModel, WindowSource, row_blocks
+from arlat_dynamics.base import Stage, WindowModel, WindowSource, row_blocks
 from arlat_dynamics.covariance import spread
 from arlat_dynamics.mixture import fit_mixture, fit_white
 from arlat_dynamics.models import linear
@@ -23,6 +23,7 @@ from arlat_dynamics.models.linear import LinearModel
 LOG_SCALE_RANGE = 6.0  # |log scale| in whitened units stays below this, softly
 SATURATED = 0.75  # part of the range beyond which a scale counts as saturated
 BREAK_LOC, BREAK_LOG_SCALE = 0.01, 0.01  # what tells components apart at the start where one Gaussian is all there is
+RATE_OF_ALL = 0.3  # learning rate of the whole network, as a part of the gate's
 ROWS = 40_000  # windows behind the moments and the first mixture
 
 __all__ = ["Config", "ResidualMixture", "build", "fit_mixture"]
@@ -213,9 +214,10 @@ class ResidualMixture(WindowModel):
         raw = self.raw_log_scale + whole[..., None] + shared[..., None, :]
         return GaussianMixture(logits + odds, loc.unflatten(-1, (m, d)) + straight, soft_bound(raw))
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        """First the unconditional law and the gate, which few frames can teach; then everything."""
-        return [[*self.gate.parameters(), self.raw_log_scale, self.head.bias], list(self.parameters())]
+    def stages(self) -> list[Stage]:
+        """First the unconditional law and the gate, which few frames can teach; then everything, at a lower rate."""
+        simple = [*self.gate.parameters(), self.raw_log_scale, self.head.bias]
+        return [Stage(simple, steps=0.5), Stage(list(self.parameters()), rate=RATE_OF_ALL)]
 
     def distribution(self, context: Tensor) -> Affine:
         """The law [...] of Δ after context [... w d], oldest frame first."""

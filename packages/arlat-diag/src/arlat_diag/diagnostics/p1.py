@@ -169,9 +169,8 @@ def predictive_log_median(
     with torch.no_grad():
         for part in rows.split(block):
             context = held_out.gather(part).context.to(device)
-            law = model.distribution(context.repeat_interleave(config.median_draws, 0))
-            lengths = law.sample(generator).norm(dim=-1).view(len(part), config.median_draws)
-            parts.append(lengths.quantile(0.5, dim=1).log().cpu())
+            lengths = model.distribution(context).expand(config.median_draws).sample(generator).norm(dim=-1)
+            parts.append(lengths.quantile(0.5, dim=0).log().cpu())
     return torch.cat(parts).double()
 
 

@@ -40,7 +40,9 @@ INJECTION = (
     Reference("the same: state error", "0 / 79"),
     Reference("EnCodec 128-d at 75 Hz: cosine, ΔNLL_B0, state error", "0.57 / 0.09, −80 / +0.6, 0 / 13.9"),
     Reference("PCA-32 of Mimi: cosine, ΔNLL_B0, state error", "0.71 / 0.10, −14 / +40, 0 / 48"),
-    Reference("modes B, C, D with a broken magnitude head", "state error ≈ 5e13 at step 2", "step length exp(μ + σ²/2)"),
+    Reference(
+        "modes B, C, D with a broken magnitude head", "state error ≈ 5e13 at step 2", "step length exp(μ + σ²/2)"
+    ),
 )
 
 TRAP = (

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from arlat_core.config import Config, UserError
 from arlat_core.files import atomic_write, write_json
 from arlat_core.types import Count, LatentSpec, Value, WorstFrame
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-SCHEMA = "arlat-results/1"
+SCHEMA: Final = "arlat-results/1"
 SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z]\w*(\.\w+)+(\[\d+\])?$")]
 Name = Annotated[str, StringConstraints(min_length=1)]
@@ -68,7 +68,9 @@ class Results(Config):
     def same_names(self) -> Results:
         """Every representation has both its figures and its description."""
         if odd := sorted(self.results.keys() ^ self.representations.keys()):
-            raise ValueError(f"`results` and `representations` must hold the same names, but differ in {', '.join(odd)}")
+            raise ValueError(
+                f"`results` and `representations` must hold the same names, but differ in {', '.join(odd)}"
+            )
         return self
 
 

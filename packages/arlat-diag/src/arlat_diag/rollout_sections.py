@@ -1,0 +1,98 @@
+"""The report's pages on rollouts: injection curves, horizons, recovery, and what they sound like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from arlat_diag import figures, reference_values
+from arlat_diag.sections import Clip, Picture, Section, Values, has, references
+from arlat_diag.tables import Cell, Table, behind, cell, name, number
+
+STEPS = (1, 2, 4, 8, 16)
+HORIZONS = (
+    ("info_curve", "knows no more than the marginal (curve)"),
+    ("info", "… per start, median"),
+    ("dir", "direction is chance (curve)"),
+    ("decor", "as far off as a random frame"),
+    ("manifold", "sample rollout leaves the data"),
+    ("manifold_truth", "… the same test on true frames"),
+    ("seed", "error > 100 × median step"),
+)
+
+
+def rollouts(subjects: Mapping[str, Values]) -> Section:
+    """R1: curves of the injection modes, horizons, recovery gain."""
+    question = "What happens when the model is fed its own output, and what does one true frame mend?"
+    meaning = [
+        "The model predicts 16 steps. The truth is put back after every step (A), after steps 4, 8 and 12 (B), after step 1 (C) or "
+        "never (D); S draws each step instead of taking the most likely one. A mean rollout decays by nature: what counts is its "
+        "distance from the dashed line, the linear VAR rolled out alike, which for a linear process is the best possible.",
+        "The recovery gain is 1 where one true frame mends all that the free rollout had lost by step 5, and 0 where it mends nothing.",
+    ]
+    known = has(subjects, "r1.")
+    if not known:
+        return Section("rollouts", question, meaning, missing="Run `arlat diag battery … --only r1`.")
+    pictures = [
+        Picture(
+            figures.rollout(values),
+            f"rollout curves of {item}",
+            f"{item}. Bands: 95 % intervals; grey: unrelated directions.",
+        )
+        for item, values in has(known, "r1.D.").items()
+    ]
+    rows = [
+        [name(text, f"r1.horizon.{key}"), *(horizon_cell(values, key) for values in known.values())]
+        for key, text in HORIZONS
+        if any(f"r1.horizon.{key}" in values for values in known.values())
+    ]
+    for key, text in (("r1.recovery_gain", "recovery gain, cosine"), ("r1.recovery_gain.nll", "recovery gain, NLL")):
+        rows.append([name(text, key), *(cell(values.get(key)) for values in known.values())])
+    tables = [
+        Table(
+            "Horizons (first step that is lost; small print: interval, quartiles of starts) and recovery",
+            ["", *known],
+            rows,
+        )
+    ]
+    tables += [step_table(item, values) for item, values in known.items()]
+    tables.append(references("Injection in earlier work", reference_values.INJECTION))
+    return Section("rollouts", question, meaning, pictures, [table for table in tables if table.rows])
+
+
+def horizon_cell(values: Values, key: str) -> Cell:
+    """A horizon with its interval and, where it is one per start, its quartiles."""
+    found = cell(values.get(f"r1.horizon.{key}"))
+    quartiles = [values.get(f"r1.horizon.{key}.{end}") for end in ("q25", "q75")]
+    if any(v is None for v in quartiles):
+        return found
+    ends = "–".join(v.status if v.value is None else number(v.value, 0) for v in quartiles if v is not None)
+    return Cell(found.text, f"{found.small} quartiles {ends}".strip(), found.title, found.tone)
+
+
+def step_table(item: str, values: Values) -> Table:
+    """Figures of every mode at some steps, with floor and ceiling."""
+    rows = []
+    for key, text in (
+        ("cosine", "cosine"),
+        ("magnitude_ratio", "length ratio"),
+        ("state_error", "state error"),
+        ("dnll_b0", "ΔNLL_B0"),
+        ("dnll_b5", "ΔNLL_B5"),
+    ):
+        for mode in (*figures.MODES, "var.D"):
+            if f"r1.{mode}.{key}[1]" in values:
+                shown = "VAR, D" if mode == "var.D" else mode
+                rows.append([name(f"{text}, {shown}"), *(cell(values.get(f"r1.{mode}.{key}[{s}]")) for s in STEPS)])
+    some = values.get("r1.D.cosine[1]")
+    notes = [f"Behind these figures: {behind(some)}."] if some is not None else []
+    return Table(f"{item}: per step", ["", *(f"step {s}" for s in STEPS)], rows, notes, folded=True)
+
+
+def listening(clips: list[Clip], notes: list[str]) -> Section:
+    """Audio examples that came with the results."""
+    missing = "" if clips else "No audio came with these results. `arlat demo` writes some."
+    meaning = [
+        "Held-out speech: a true beginning, and then true latents, one-step predictions from true latents, the mean rollout or a "
+        "sampled one. All are decoded from latents, so that the codec alone makes no difference between them."
+    ]
+    return Section("listening", "What does it sound like?", meaning, clips=clips, notes=notes, missing=missing)

@@ -1,0 +1,125 @@
+"""Results as the battery would write them, made up by formula, so that the report's tests need no battery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from arlat_core.types import Count, LatentSpec, Value, WorstFrame
+from arlat_diag.results import Representation, Results
+
+N = Count(speakers=33, utterances=70, frames=4123)
+K = 16
+
+
+def figure(value: float, half: float, **more: Any) -> Value:
+    return Value(value=value, low=value - half, high=value + half, n=N, **more)
+
+
+def p1_values(dim: int, strength: float) -> dict[str, Value]:
+    """B0 that improves with the horizon while B5 falls to nothing, as SPEC §2's trap."""
+    out: dict[str, Value] = {}
+    floor = -(dim / 2) * math.log(2)
+    for h in (1, 2, 4, 8):
+        known = strength * math.exp(-(h - 1) / 2.5)
+        for model, share in (("", 1.0), ("var_", 0.8)):
+            out[f"p1.h{h}.{model}dnll_b0"] = figure(floor * (0.6 + 0.06 * h) - share * known, 0.5, floor=floor)
+            out[f"p1.h{h}.{model}dnll_b5"] = figure(
+                -share * known, 0.3, floor=0.0, unit="nats/frame", median=-share * known + 0.1, trimmed_mean=-share * known
+            )
+            out[f"p1.h{h}.{model}cosine"] = figure(0.71 - 0.04 * share / h, 0.01, floor=0.66)
+        for name, gain in (("b0f", 1.4), ("b1", 1.2), ("b2", 1.1), ("b3", 0.5), ("b4", 0.1), ("b5_gaussian", 1.05)):
+            out[f"p1.h{h}.dnll_{name}"] = figure(-gain * known, 0.3)
+        out[f"p1.h{h}.nll"] = figure(12.5 * dim, 0.8, median=12.4 * dim, trimmed_mean=12.45 * dim)
+        out[f"p1.h{h}.cosine_floor"] = figure(0.66, 0.01)
+        out[f"p1.h{h}.cosine_null"] = figure(dim**-0.5, 0.0)
+        out[f"p1.h{h}.logmag_r2"] = figure(0.2 / h, 0.02, floor=0.0)
+        out[f"p1.h{h}.magnitude_ratio"] = figure(0.6, 0.01)
+        out[f"p1.h{h}.information_rate"] = figure(known * 12.5 / math.log(2), 3.0, unit="bit/s", floor=0.0)
+    for lag in (2, 4, 8):
+        out |= {f"p1.lag{lag}.dnll_{b}": figure(-2.0 / lag, 0.2) for b in ("b0", "b1", "b2")}
+        out[f"p1.lag{lag}.cosine"] = figure(0.5 / lag, 0.02)
+    out["p1.slice.high_energy.h1.dnll_b5"] = figure(-strength * 1.2, 0.4, floor=0.0)
+    out["p1.slice.medial.h1.dnll_b5"] = figure(-strength * 1.1, 0.4, floor=0.0)
+    return out
+
+
+def p4_values(dim: int, rho: float) -> dict[str, Value]:
+    out = {f"p4.rho[{k}]": figure(rho**k, 0.02, floor=0.0) for k in range(1, 17)}
+    out |= {f"p4.spectrum[{i}]": figure(2.5 * math.exp(-i / 5) + 0.2, 0.1, floor=1.0) for i in range(17)}
+    out["p4.effective_dim"] = figure(dim / 3, dim / 40)
+    out["p4.curvature"] = figure(-0.31, 0.01, floor=-0.5)
+    out["p4.lipschitz.median"] = figure(1.21, 0.03, floor=1.6)
+    out["p4.step_median"] = figure(14.2, 0.3)
+    return out
+
+
+def r1_values(dim: int) -> dict[str, Value]:
+    out: dict[str, Value] = {"r1.cosine_null": figure(dim**-0.5, 0.0)}
+    for mode, decay in (("A", 0.0), ("B", 0.12), ("C", 0.25), ("D", 0.35), ("S", 0.6), ("var.D", 0.3), ("var.A", 0.0)):
+        for s in range(1, K + 1):
+            since = (s - 1) % 4 if mode == "B" else s - 1
+            left = math.exp(-decay * since)
+            floor = None if mode.startswith("var") else 0.6 * math.exp(-0.5 * since)
+            out[f"r1.{mode}.cosine[{s}]"] = figure(0.68 * left, 0.02, floor=floor)
+            out[f"r1.{mode}.magnitude_ratio[{s}]"] = figure(1.0 if mode == "S" else 0.62 * left, 0.02)
+            out[f"r1.{mode}.state_error[{s}]"] = figure(20 * (1 - left), 0.4, floor=21.0)
+            out[f"r1.{mode}.dnll_b0[{s}]"] = figure(-20 * left, 0.5)
+            out[f"r1.{mode}.dnll_b5[{s}]"] = figure(5 * (1 - left) - 6 * left, 0.5, floor=0.0)
+    for name, step in (("info_curve", 3), ("info", 2), ("dir", 9), ("decor", 12)):
+        out[f"r1.horizon.{name}"] = Value(value=step, low=step, high=step + 1, n=N, unit="steps")
+    for end, step in (("q25", 1), ("q75", 4)):
+        out[f"r1.horizon.info.{end}"] = Value(value=step, n=N, unit="steps")
+    out["r1.horizon.seed"] = Value(value=None, n=N, status="> 16")
+    out["r1.recovery_gain"] = figure(0.84, 0.05, floor=0.0, ceiling=1.0)
+    return out
+
+
+def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> Representation:
+    rate = 12.5
+    return Representation(
+        spec=LatentSpec(
+            codec=name, space="log-mel", dim=dim, frame_rate=rate, sample_rate=24000, fingerprint="0123456789abcdef"
+        ),
+        store_hash="fedcba9876543210",
+        counts={"train": Count(speakers=210, utterances=296, frames=40321), "eval": N},
+        worst=[WorstFrame(key="p1.h1.dnll_b5", utterance="84-121123-0001", frame=7, value=55.2)],
+        settings={"p4": {"spectrum_hz": [i * rate / 32 for i in range(17)]}},
+        truth=truth,
+    )
+
+
+def real(names: dict[str, int]) -> Results:
+    """A results.json of representations name -> dimension, with P1, P4 and R1."""
+    results = {
+        name: p1_values(dim, 4.0 + 2 * i) | p4_values(dim, 0.75 - 0.15 * i) | r1_values(dim)
+        for i, (name, dim) in enumerate(names.items())
+    }
+    manifest = {"seed": 0, "inputs": dict.fromkeys(names, "fedcba9876543210"), "versions": {"torch": "2.11.0"}}
+    return Results(
+        results=results,
+        representations={name: representation(name, dim) for name, dim in names.items()},
+        provenance=[manifest],
+    )
+
+
+def synthetic(name: str = "ar1 rho=0.8 D=8", wrong: tuple[str, ...] = ()) -> Results:
+    """A calibration run in which the figures `wrong` miss their truth."""
+    values = {
+        key: value.model_copy(update={"truth": (value.value or 0.0) + (9.0 if key in wrong else 0.1 * 0.02)})
+        for key, value in (p1_values(8, 4.0) | r1_values(8)).items()
+        if ".dnll_b" in key or ".cosine" in key
+    }
+    return Results(results={name: values}, representations={name: representation(name, 8, {"process": "ar1", "values": {}})})
+
+
+@pytest.fixture
+def real_results() -> Callable[[dict[str, int]], Results]:
+    return real
+
+
+@pytest.fixture
+def synthetic_results() -> Callable[..., Results]:
+    return synthetic

@@ -3,8 +3,8 @@
 What is done to samples, and what is not (each is told in `Audio.note`):
 
 - Several channels are averaged. Channels that are silent beside the loudest (60 dB down) are left out, and where the
-  average cancels (less than a quarter of the power that unrelated channels would leave: antiphase wiring), the loudest
-  channel is taken instead.
+  average keeps less than 40 % of the channels' power (antiphase wiring; microphones apart, whose delays make a comb),
+  the loudest channel is taken instead. Two unrelated channels keep 50 %.
 - Samples beyond full scale (float files, lossy decoders) are scaled down as a whole to peak 1, never clipped; a peak
   above 16 is refused, since such a file holds integers or another unit.
 - A DC offset, a low level and single full-scale samples stay as they are.
@@ -35,7 +35,7 @@ BLOCK_FRAMES = 1 << 20
 MAX_SECONDS = 3 * 3600
 MAX_PEAK = 16.0
 SILENT_CHANNEL = 1e-6  # of the loudest channel's power, 60 dB
-CANCELLED = 0.25  # of the power that the mean of unrelated channels has; two channels reach it at correlation -0.75
+KEPT_POWER = 0.4  # of the channels' mean power; two channels of equal level keep less below correlation -0.2
 CLIPPED_FRACTION = 0.01
 CLIPPED_PEAK = 0.5  # below it, samples at the file's extremes say nothing: quiet files have few levels
 QUIET_DB = -60.0
@@ -190,9 +190,13 @@ def downmix(frames: np.ndarray, notes: list[str]) -> np.ndarray:
             notes.append(f"only channel {loud[0] + 1} of {count} has sound and is used")
         return np.ascontiguousarray(frames[:, int(power.argmax())])
     mixed = frames[:, loud].mean(axis=1, dtype=np.float32)
-    if np.square(mixed, dtype=np.float64).mean() < CANCELLED * power[loud].mean() / len(loud):
-        notes.append(f"the {count} channels cancel each other (antiphase); channel {int(power.argmax()) + 1} is used")
-        return np.ascontiguousarray(frames[:, int(power.argmax())])
+    kept = float(np.square(mixed, dtype=np.float64).mean() / power[loud].mean())
+    if kept < KEPT_POWER:
+        best = int(power.argmax())
+        notes.append(
+            f"the {count} channels cancel (their mean keeps {kept:.0%} of the power); channel {best + 1} is used"
+        )
+        return np.ascontiguousarray(frames[:, best])
     silent = f", without {count - len(loud)} silent ones" if len(loud) < count else ""
     notes.append(f"mean of {count} channels{silent}")
     return np.ascontiguousarray(mixed)
@@ -253,4 +257,7 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
         resampling_method="sinc_interp_kaiser",
         beta=14.769656459379492,
     )
+    # torchaudio rounds the length in float32: from 2^17 samples on it can be one short or one long
+    samples_out = -(-samples.shape[-1] * new // old)
+    out = torch.nn.functional.pad(out, (0, max(0, samples_out - out.shape[-1])))[..., :samples_out]
     return out.clamp(-limit, limit)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-MAGICS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS", b"ID3", b".snd", b"riff\x2e\x91\xcf\x11", b"caff")
+MAGICS = (
+    b"RIFF",
+    b"RIFX",
+    b"RF64",
+    b"FORM",
+    b"fLaC",
+    b"OggS",
+    b"ID3",
+    b".snd",
+    b"riff\x2e\x91\xcf\x11",
+    b"caff",
+    b"NIST_1A",
+)
+TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # each byte with its bits in reverse
 UNKNOWN_SIZE = 0x7FFFF000  # recorders that write to a pipe announce 0x7ffff000 … 0x80000000 or 0xffffffff bytes
 
 
@@ -56,6 +71,11 @@ def announced(path: Path) -> Announced:
             return sun(file, size)
         if magic == b"OggS":
             return ogg(file, size)
+        if magic == b"riff":
+            return wave64(file, size)
+        if magic == b"NIST":
+            file.seek(7)
+            return sphere(file, size)
         if file.read(4) == b"ftyp":
             raise AudioError("MP4/AAC audio, which libsndfile cannot read; convert it to FLAC")
     return Announced()
@@ -120,23 +140,62 @@ def sun(file: BinaryIO, size: int) -> Announced:
     return audio_chunk(length, max(0, size - offset))
 
 
+def wave64(file: BinaryIO, size: int) -> Announced:
+    """Walks the chunks of a Sony Wave64 file: 16 bytes of name, 8 of size (with this header), aligned to 8."""
+    position = 40
+    while position + 24 <= size:
+        file.seek(position)
+        name, length = struct.unpack("<16sQ", file.read(24))
+        if name[:4] == b"data":
+            return audio_chunk(max(0, length - 24), size - position - 24)
+        position += max(24, (length + 7) // 8 * 8)
+    raise AudioError("the file has no audio data: it is cut off before its sound begins")
+
+
+def sphere(file: BinaryIO, size: int) -> Announced:
+    """Checks the sample count of a NIST SPHERE file, unless it is compressed."""
+    head = file.read(1024).decode("ascii", "replace")
+    fields = dict(re.findall(r"^(\w+) -\S+ (.*)$", head, re.MULTILINE))
+    start = re.match(r"\s*(\d+)", head)
+    try:
+        length = int(fields["sample_count"]) * int(fields.get("channel_count", 1)) * int(fields["sample_n_bytes"])
+    except (KeyError, ValueError):
+        return Announced(note="the header gives no length; read to the end of the file")
+    if start is None or fields.get("sample_coding", "pcm") not in ("pcm", "ulaw", "alaw", "mu-law"):
+        return Announced()
+    return audio_chunk(length, max(0, size - int(start[1])))
+
+
 def ogg(file: BinaryIO, size: int) -> Announced:
-    """Walks the pages of an Ogg file: none missing, whole to the last, which must end the stream."""
+    """Walks the pages of an Ogg file: each with its checksum, none missing, and the last ends the stream."""
     position, ended = 0, False
     expected: dict[int, int] = {}
-    file.seek(0)
     while position + 27 <= size:
         file.seek(position)
         head = file.read(27)
         if head[:4] != b"OggS":
-            raise AudioError(f"the Ogg stream is damaged: no page at byte {position}")
-        serial, number = struct.unpack("<II", head[14:22])
+            raise AudioError(f"damaged: no Ogg page at byte {position}")
+        serial, number, checksum = struct.unpack("<III", head[14:26])
         if number != expected.get(serial, number):
-            raise AudioError(f"the Ogg stream is damaged: page {expected[serial]} is missing, page {number} follows")
+            raise AudioError(f"damaged: Ogg page {expected[serial]} is missing, page {number} follows")
+        lengths = file.read(head[26])
+        body = file.read(sum(lengths))
+        position += 27 + head[26] + sum(lengths)
+        if position > size:
+            break
+        if ogg_checksum(head[:22] + bytes(4) + head[26:] + lengths + body) != checksum:
+            raise AudioError(f"damaged: Ogg page {number} has a wrong checksum")
         expected[serial] = number + 1
         ended = bool(head[5] & 4)
-        lengths = file.read(head[26])
-        position += 27 + head[26] + sum(lengths)
     if position != size or not ended:
         raise AudioError("truncated: the Ogg file does not end with its stream's last page")
     return Announced()
+
+
+def ogg_checksum(page: bytes) -> int:
+    """Ogg's CRC-32 of a page whose checksum field is zero.
+
+    It is zlib's with every bit order turned round and neither start nor end inverted.
+    """
+    turned = zlib.crc32(page.translate(TURNED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{turned:032b}"[::-1], 2)

@@ -56,7 +56,8 @@ def calibration(results: Results, synthetic: Mapping[str, Values]) -> Section:
 def verdict_row(item: str, entries: list[tuple[str, Value, bool]]) -> list[Cell]:
     """How many figures of a process hold, and which do not."""
     bad = [key for key, _, verdict in entries if not verdict]
-    share = f"{len(entries) - len(bad)} ({100 * (len(entries) - len(bad)) / len(entries):.0f} %)"
+    good = len(entries) - len(bad)
+    share = f"{good} ({100 * good / len(entries):.{1 if bad else 0}f} %)"
     told = ", ".join(bad[:6]) + (f" and {len(bad) - 6} more" if len(bad) > 6 else "")
     return [
         name(item),
@@ -73,7 +74,10 @@ def proof(item: str, entries: list[tuple[str, Value, bool]]) -> Table:
         off = "–" if v.value is None or not v.truth else f"{number(100 * (v.value / v.truth - 1), 1)} %"
         rows.append([name(key), cell(v), plain(v.truth, v), Cell(off, tone="muted"), AGREES if verdict else DIFFERS])
     return Table(
-        f"{item}: every figure with a known answer", ["key", "measured", "truth", "off by", ""], rows, folded=True
+        f"{item}: every figure with a known answer",
+        ["key", "measured", "truth", "off by", ""],
+        rows,
+        folder=f"{item}: every figure with a known answer",
     )
 
 
@@ -81,13 +85,10 @@ def material(results: Results) -> Section:
     """What was read, what was not, and which frames are worst."""
     rows, skipped, worst, notes = [], [], [], []
     for item, about in results.representations.items():
-        for split, n in sorted(about.counts.items()):
-            shown = [
-                name(item, description(about)),
-                Cell(split),
-                *(Cell(count(x)) for x in (n.speakers, n.utterances, n.frames)),
-            ]
-            rows.append([*shown, Cell(f"{n.frames / about.spec.frame_rate / 60:,.1f}")])
+        both = [about.counts[split] for split in ("train", "eval") if split in about.counts]
+        shown = [" / ".join(count(getattr(n, what)) for n in both) for what in ("speakers", "utterances", "frames")]
+        minutes = " / ".join(f"{n.frames / about.spec.frame_rate / 60:.1f}" for n in both)
+        rows.append([name(item, description(about)), *(Cell(text) for text in (*shown, minutes))])
         skipped += [
             [name(item), Cell(file.path, tone="text"), Cell(file.reason, tone="text")] for file in about.skipped
         ]
@@ -96,15 +97,17 @@ def material(results: Results) -> Section:
         ]
         notes += [f"{item}: {note}" for note in about.notes]
     tables = [
-        Table("Read", ["representation", "split", "speakers", "utterances", "frames", "minutes"], rows),
+        Table("Read", ["train / eval", "speakers", "utterances", "frames", "minutes"], rows),
         Table(
             "Files that were skipped",
             ["representation", "file", "reason"],
             skipped,
             [] if skipped else ["None."],
-            folded=len(skipped) > 10,
+            folder="Files that were skipped" if len(skipped) > 10 else "",
         ),
-        Table("Worst frames", ["representation", "figure", "utterance", "frame", "value"], worst, folded=True),
+        Table(
+            "Worst frames", ["representation", "figure", "utterance", "frame", "value"], worst, folder="Worst frames"
+        ),
     ]
     return Section(
         "material",
@@ -122,7 +125,7 @@ def provenance(results: Results) -> Section:
         inputs = manifest.get("inputs", {})
         title = ", ".join(map(str, inputs)) if isinstance(inputs, dict) and inputs else "run"
         rows = [[name(key), Cell(told(value), tone="text")] for key, value in sorted(flatten(manifest).items())]
-        tables.append(Table(f"Manifest of {title}", ["key", "value"], rows, folded=True))
+        tables.append(Table(f"Manifest of {title}", ["key", "value"], rows, folder=f"Manifest of {title}"))
     rows = [
         [name(item), Cell(about.spec.fingerprint, tone="text"), Cell(about.store_hash, tone="text")]
         for item, about in results.representations.items()

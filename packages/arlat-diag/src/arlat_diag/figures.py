@@ -20,6 +20,7 @@ MARKERS = "osD^vPX*"
 MODES = {"A": "#3b8a68", "B": "#3566a8", "C": "#a8842a", "D": "#c4622d", "S": "#84569c"}
 INK, FAINT = "#2b3038", "#8b919b"
 Values = Mapping[str, Value]
+Look = Mapping[str, tuple[str, str]]  # name -> colour, marker
 
 STYLE: Any = {
     "svg.hashsalt": "arlat",
@@ -91,6 +92,11 @@ def draw(axes: Axes, line: Line, colour: str, marker: str = "o", style: str = "-
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0, zorder=2)
 
 
+def width_of(columns: int) -> float:
+    """Inches of a row of small panels, so that they fill the page and no more."""
+    return min(11.0, 1.4 + 2.6 * columns)
+
+
 def bar(axes: Axes, y: float, text: str, style: str = ":") -> None:
     """A horizontal line that says what it is."""
     axes.axhline(y, color=INK, linestyle=style, linewidth=1, zorder=1)
@@ -108,10 +114,9 @@ def room(axes: Axes, *levels: float) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def trap(results: Mapping[str, Values]) -> bytes:
+def trap(results: Mapping[str, Values], look: Look) -> bytes:
     """The first figure: ΔNLL_B0 above, ΔNLL_B5 below, against the horizon, one column per representation."""
-    look = colours(list(results))
-    with canvas(2, len(results), max(4.2, 2.75 * len(results)), 5.0, sharex=True) as (figure, grid):
+    with canvas(2, len(results), width_of(len(results)), 5.0, sharex=True) as (figure, grid):
         for column, (name, values) in enumerate(results.items()):
             steps = horizons(values)
             for row, baseline in enumerate(("dnll_b0", "dnll_b5")):
@@ -122,8 +127,7 @@ def trap(results: Mapping[str, Values]) -> bytes:
                 floor = values.get(f"p1.h{steps[0]}.dnll_b0") if steps and row == 0 else None
                 level = floor.floor if floor is not None else None
                 if row == 0 and level is not None:
-                    room(axes, level)
-                    bar(axes, level, "white noise alone")
+                    axes.axhline(level, color=INK, linestyle=":", linewidth=1, label="floor: white noise alone")
                 if row == 1:
                     room(axes, 0.0)
                     bar(axes, 0.0, "the past tells nothing", "-")
@@ -134,14 +138,13 @@ def trap(results: Mapping[str, Values]) -> bytes:
             grid[1][column].set_xlabel("horizon h, frames")
         grid[0][0].set_ylabel("ΔNLL_B0, nats/frame\n(lower looks easier)")
         grid[1][0].set_ylabel("ΔNLL_B5, nats/frame\n(what is really known)")
-        grid[0][0].legend(loc="best")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.align_ylabels()
         return svg(figure)
 
 
-def rates(results: Mapping[str, Values]) -> bytes:
+def rates(results: Mapping[str, Values], look: Look) -> bytes:
     """Information rate at horizon 1 of each representation, with intervals."""
-    look = colours(list(results))
     found = {name: value for name, values in results.items() if (value := values.get("p1.h1.information_rate"))}
     found = {name: value for name, value in found.items() if value.value is not None}
     with canvas(1, 1, 8.2, 0.6 + 0.42 * max(1, len(found))) as (figure, grid):
@@ -158,10 +161,9 @@ def rates(results: Mapping[str, Values]) -> bytes:
         return svg(figure)
 
 
-def cosines(results: Mapping[str, Values]) -> bytes:
+def cosines(results: Mapping[str, Values], look: Look) -> bytes:
     """Direction cosine against the horizon: network, VAR, floor and null spread, one panel per representation."""
-    look = colours(list(results))
-    with canvas(1, len(results), max(4.2, 2.75 * len(results)), 2.7, sharey=True) as (figure, grid):
+    with canvas(1, len(results), width_of(len(results)), 2.7, sharey=True) as (figure, grid):
         for column, (name, values) in enumerate(results.items()):
             axes, steps = grid[0][column], horizons(values)
             draw(axes, points(values, "p1.h{}.cosine", steps), *look[name], "-", "network")
@@ -181,9 +183,10 @@ def cosines(results: Mapping[str, Values]) -> bytes:
         return svg(figure)
 
 
-def geometry(results: Mapping[str, Values], rates_hz: Mapping[str, float], bins: Mapping[str, list[float]]) -> bytes:
+def geometry(
+    results: Mapping[str, Values], look: Look, rates_hz: Mapping[str, float], bins: Mapping[str, list[float]]
+) -> bytes:
     """Autocorrelation against time, and power relative to white noise against frequency, all representations together."""
-    look = colours(list(results))
     with canvas(1, 2, 9.2, 3.2) as (figure, (panels,)):
         for name, values in results.items():
             rho = curve(values, "p4.rho")
@@ -205,7 +208,7 @@ def geometry(results: Mapping[str, Values], rates_hz: Mapping[str, float], bins:
         return svg(figure)
 
 
-def rollout(values: Values) -> bytes:
+def rollout(name: str, values: Values) -> bytes:
     """Per-step curves of the injection modes of one representation, with ceilings, floors and the null spread."""
     panels = (
         ("cosine", "direction cosine"),
@@ -213,7 +216,7 @@ def rollout(values: Values) -> bytes:
         ("state_error", "state error"),
         ("dnll_b5", "ΔNLL_B5, nats/frame"),
     )
-    with canvas(1, 4, 12.4, 3.0) as (figure, (grid,)):
+    with canvas(1, 4, 11.0, 3.1) as (figure, (grid,)):
         for axes, (key, text) in zip(grid, panels, strict=True):
             for mode, colour in MODES.items():
                 draw(axes, curve(values, f"r1.{mode}.{key}"), colour, "", "-", MODE_TEXT[mode])
@@ -222,8 +225,9 @@ def rollout(values: Values) -> bytes:
             decorate(axes, key, values)
             axes.set_title(text)
             axes.set_xlabel("step")
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+            axes.set_xticks([1, 4, 8, 12, 16])
+        figure.suptitle(label(name, 90), x=0.008, ha="left", fontsize=10, fontweight="bold")
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         return svg(figure)
 
 
@@ -273,9 +277,13 @@ GROUPS = {
 
 def calibration(entries: Sequence[tuple[str, Value, bool]]) -> bytes:
     """Measured against true value of (key, value, agrees), a panel per quantity; the diagonal is agreement."""
-    with canvas(1, len(GROUPS), 12.4, 3.2) as (figure, (grid,)):
-        for axes, (title, kinds) in zip(grid, GROUPS.items(), strict=True):
-            rows = [(v, good) for key, v, good in entries if key.split(".")[-1].split("[")[0] in kinds]
+    grouped = {
+        title: [(v, good) for key, v, good in entries if key.split(".")[-1].split("[")[0] in kinds]
+        for title, kinds in GROUPS.items()
+    }
+    grouped = {title: rows for title, rows in grouped.items() if rows}
+    with canvas(1, max(1, len(grouped)), width_of(len(grouped)), 2.8) as (figure, (grid,)):
+        for axes, (title, rows) in zip(grid, grouped.items(), strict=False):
             for verdict, colour, text in ((True, PALETTE[2], "holds"), (False, "#b3261e", "does not hold")):
                 some = [v for v, good in rows if good is verdict and v.truth is not None and v.value is not None]
                 axes.scatter(

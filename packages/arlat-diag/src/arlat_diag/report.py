@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from arlat_diag import appendix, rollout_sections, sections
+from arlat_diag.figures import colours
 from arlat_diag.results import Results, merge_results, read_results
 from arlat_diag.sections import Clip, Picture, Section
 
@@ -74,12 +75,13 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[str], list[Section]]:
     synthetic = {name: values for name, values in results.results.items() if results.representations[name].truth}
     real = {name: values for name, values in results.results.items() if name not in synthetic}
     subjects = real or synthetic
+    look = colours(list(subjects))
     heard = [read_clips(run) for run in runs]
     return results.notes, [
         sections.summary(results, subjects),
-        sections.trap(subjects),
-        sections.predictability(subjects),
-        sections.geometry(results, subjects),
+        sections.trap(subjects, look),
+        sections.predictability(subjects, look),
+        sections.geometry(results, subjects, look),
         rollout_sections.rollouts(subjects),
         rollout_sections.listening([c for clips, _ in heard for c in clips], [n for _, notes in heard for n in notes]),
         appendix.calibration(results, synthetic),

@@ -34,9 +34,9 @@ def rollouts(subjects: Mapping[str, Values]) -> Section:
         return Section("rollouts", question, meaning, missing="Run `arlat diag battery … --only r1`.")
     pictures = [
         Picture(
-            figures.rollout(values),
+            figures.rollout(item, values),
             f"rollout curves of {item}",
-            f"{item}. Bands: 95 % intervals; grey: unrelated directions.",
+            "Bands: 95 % intervals; grey: directions that have nothing to do with each other.",
         )
         for item, values in has(known, "r1.D.").items()
     ]
@@ -66,7 +66,7 @@ def horizon_cell(values: Values, key: str) -> Cell:
     if any(v is None for v in quartiles):
         return found
     ends = "–".join(v.status if v.value is None else number(v.value, 0) for v in quartiles if v is not None)
-    return Cell(found.text, f"{found.small} quartiles {ends}".strip(), found.title, found.tone)
+    return Cell(found.text, found.small, f"quartiles {ends}", found.title, found.tone)
 
 
 def step_table(item: str, values: Values) -> Table:
@@ -85,7 +85,7 @@ def step_table(item: str, values: Values) -> Table:
                 rows.append([name(f"{text}, {shown}"), *(cell(values.get(f"r1.{mode}.{key}[{s}]")) for s in STEPS)])
     some = values.get("r1.D.cosine[1]")
     notes = [f"Behind these figures: {behind(some)}."] if some is not None else []
-    return Table(f"{item}: per step", ["", *(f"step {s}" for s in STEPS)], rows, notes, folded=True)
+    return Table(f"{item}: per step", ["", *(f"step {s}" for s in STEPS)], rows, notes, folder="Figures per step")
 
 
 def listening(clips: list[Clip], notes: list[str]) -> Section:

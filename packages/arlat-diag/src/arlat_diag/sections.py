@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from arlat_core.types import Value
 
 from arlat_diag import figures, reference_values
+from arlat_diag.figures import Look
 from arlat_diag.reference_values import Reference
 from arlat_diag.results import Representation, Results
 from arlat_diag.series import horizons
@@ -46,6 +48,11 @@ class Section:
     notes: list[str] = field(default_factory=list)
     missing: str = ""
 
+    @property
+    def folders(self) -> list[tuple[str, list[Table]]]:
+        """The tables in order, neighbours of one folder together."""
+        return [(title, list(tables)) for title, tables in groupby(self.tables, key=lambda table: table.folder)]
+
 
 def has(results: Mapping[str, Values], prefix: str) -> dict[str, Values]:
     """The representations that have any figure under `prefix`."""
@@ -57,31 +64,27 @@ def summary(results: Results, subjects: Mapping[str, Values]) -> Section:
     head = [
         "representation",
         "information rate, bit/s",
-        "ΔNLL_B5 (h = 1)",
-        "linear VAR",
+        "ΔNLL_B5, nats",
+        "… of the VAR",
         "cosine",
         "horizon, steps",
-        "heard",
+        "speakers / utterances / frames",
     ]
     rows = []
     for item, values in subjects.items():
         about = results.representations[item]
         spec = about.spec
-        held_out = about.counts.get("eval")
-        heard = (
-            f"{count(held_out.speakers)} speakers, {count(held_out.utterances)} utterances, {count(held_out.frames)} frames"
-            if held_out
-            else "–"
-        )
+        n = about.counts.get("eval")
+        heard = f"{count(n.speakers)} / {count(n.utterances)} / {count(n.frames)}" if n else "–"
         rows.append(
             [
                 name(item, f"{spec.dim} dimensions at {spec.frame_rate:g} Hz"),
                 cell(values.get("p1.h1.information_rate")),
-                cell(values.get("p1.h1.dnll_b5")),
+                cell(values.get("p1.h1.dnll_b5"), floor=True),
                 cell(values.get("p1.h1.var_dnll_b5")),
                 cell(values.get("p1.h1.cosine"), floor=True),
                 cell(values.get("r1.horizon.info_curve") or values.get("r1.horizon.info")),
-                Cell(heard, tone="muted"),
+                Cell(heard),
             ]
         )
     return Section(
@@ -98,7 +101,7 @@ def summary(results: Results, subjects: Mapping[str, Values]) -> Section:
     )
 
 
-def trap(subjects: Mapping[str, Values]) -> Section:
+def trap(subjects: Mapping[str, Values], look: Look) -> Section:
     """The report's first figure: B0 and B5 against the horizon."""
     question = "Does a longer horizon look easier than it is?"
     known = {item: values for item, values in has(subjects, "p1.h").items() if len(horizons(values)) > 0}
@@ -112,11 +115,11 @@ def trap(subjects: Mapping[str, Values]) -> Section:
         return Section("trap", question, meaning, missing="Run `arlat diag battery … --only p1`.")
     pictures = [
         Picture(
-            figures.trap(dict(part)),
+            figures.trap(dict(part), look),
             f"ΔNLL against B0 and B5 by horizon for {', '.join(item for item, _ in part)}",
             "Network (solid, band: 95 % interval) and linear VAR (dashed; its B5 is the Gaussian one).",
         )
-        for part in groups(known, 4)
+        for part in groups(known, 5)
     ]
     return Section(
         "trap", question, meaning, pictures, notes=[*trap_sentences(known), f"Measured before: {reference_values.TRAP}"]
@@ -143,7 +146,7 @@ def trap_sentences(known: Mapping[str, Values]) -> list[str]:
 def groups(items: Mapping[str, Values], size: int) -> list[list[tuple[str, Values]]]:
     """Splits representations into groups of nearly equal size, at most `size` each."""
     rows = list(items.items())
-    parts = -(-len(rows) // size)
+    parts = -(-len(rows) // size) if rows else 0
     return [rows[len(rows) * i // parts : len(rows) * (i + 1) // parts] for i in range(parts)]
 
 
@@ -174,7 +177,7 @@ SHAPE = (
 LAGS = (("dnll_b0", "ΔNLL_B0"), ("dnll_b1", "ΔNLL_B1"), ("dnll_b2", "ΔNLL_B2"), ("cosine", "direction cosine"))
 
 
-def predictability(subjects: Mapping[str, Values]) -> Section:
+def predictability(subjects: Mapping[str, Values], look: Look) -> Section:
     """P1: information rates, the ladder, cosine and length, the lag form with reference values."""
     question = "How much better than what is the prediction?"
     meaning = [
@@ -191,26 +194,30 @@ def predictability(subjects: Mapping[str, Values]) -> Section:
     if has(known, "p1.h1.information_rate"):
         pictures.append(
             Picture(
-                figures.rates(known),
+                figures.rates(known, look),
                 "information rate of each representation",
                 "Information rate at horizon 1; dark: interval.",
             )
         )
     pictures += [
         Picture(
-            figures.cosines(dict(part)),
+            figures.cosines(dict(part), look),
             f"direction cosine by horizon for {', '.join(item for item, _ in part)}",
             "Direction cosine beside the linear VAR, its floor and the spread of unrelated directions.",
         )
-        for part in groups(has(known, "p1.h") or {}, 4)
+        for part in groups(has(known, "p1.h"), 5)
     ]
-    tables = [table for i, (item, values) in enumerate(known.items()) for table in ladder_tables(item, values, i > 0)]
+    tables = [
+        table
+        for i, (item, values) in enumerate(known.items())
+        for table in ladder_tables(item, values, item if i > 0 else "")
+    ]
     tables += [tails(known), slices(known)]
     tables.append(references("The lag form in earlier work", reference_values.PREDICTABILITY))
     return Section("predictability", question, meaning, pictures, [table for table in tables if table.rows])
 
 
-def ladder_tables(item: str, values: Values, folded: bool) -> list[Table]:
+def ladder_tables(item: str, values: Values, folder: str) -> list[Table]:
     """The ladder, cosine and length of one representation by horizon, and its lag form."""
     steps, lags = horizons(values), horizons(values, "lag")
     some = next(iter(values.values()))
@@ -223,7 +230,7 @@ def ladder_tables(item: str, values: Values, folded: bool) -> list[Table]:
             for key, text in keys
             if any(f"p1.h{h}.{key}" in values for h in steps)
         ]
-        out.append(Table(caption, ["", *head], rows, notes, folded))
+        out.append(Table(caption, ["", *head], rows, notes, folder))
     lag_rows = [
         [name(text), *(cell(values.get(f"p1.lag{k}.{key}"), floor=True) for k in lags)]
         for key, text in LAGS
@@ -235,7 +242,7 @@ def ladder_tables(item: str, values: Values, folded: bool) -> list[Table]:
         )
         lag_rows.append([name(f"cosine, {reference_values.LABEL} (vMF)", "κ and σ were saturated"), *known])
         caption = f"{item}: lag form (one step, from frames k earlier; only B0–B2 make sense)"
-        out.append(Table(caption, ["", *(f"lag {k}" for k in lags)], lag_rows, folded=True))
+        out.append(Table(caption, ["", *(f"lag {k}" for k in lags)], lag_rows, folder=folder))
     return out
 
 
@@ -250,7 +257,9 @@ def tails(known: Mapping[str, Values]) -> Table:
                     [name(item), Cell(text), cell(value), plain(value.median, value), plain(value.trimmed_mean, value)]
                 )
     head = ["representation", "figure (h = 1)", "mean", "median", "1 %-trimmed mean"]
-    return Table("Heavy tails: do a few frames decide the mean?", head, rows, folded=True)
+    return Table(
+        "Heavy tails: do a few frames decide the mean?", head, rows, folder="Heavy tails, and frames with speech"
+    )
 
 
 def slices(known: Mapping[str, Values]) -> Table:
@@ -265,13 +274,18 @@ def slices(known: Mapping[str, Values]) -> Table:
         for item, values in has(known, "p1.slice.").items()
     ]
     head = ["representation", "all frames", "high energy", "utterance-medial"]
-    return Table("ΔNLL_B5 at horizon 1 where there is speech", head, rows, folded=True)
+    return Table("ΔNLL_B5 at horizon 1 where there is speech", head, rows, folder="Heavy tails, and frames with speech")
 
 
 def references(caption: str, rows: Sequence[Reference]) -> Table:
     """Earlier work's values, labelled as such."""
     cells = [[name(row.what), Cell(row.value), Cell(row.caution, tone="muted")] for row in rows]
-    return Table(f"{caption} ({reference_values.LABEL})", ["figure", "value", "how to read it"], cells, folded=True)
+    return Table(
+        f"{caption} ({reference_values.LABEL})",
+        ["figure", "value", "how to read it"],
+        cells,
+        folder=f"{caption} ({reference_values.LABEL})",
+    )
 
 
 GEOMETRY = (
@@ -287,7 +301,7 @@ GEOMETRY = (
 )
 
 
-def geometry(results: Results, subjects: Mapping[str, Values]) -> Section:
+def geometry(results: Results, subjects: Mapping[str, Values], look: Look) -> Section:
     """P4: memory, dimension, roughness."""
     question = "What shape do the trajectories have?"
     meaning = [
@@ -302,7 +316,7 @@ def geometry(results: Results, subjects: Mapping[str, Values]) -> Section:
     bins = {item: list(about.settings.get("p4", {}).get("spectrum_hz", [])) for item, about in abouts.items()}
     rates_hz = {item: about.spec.frame_rate for item, about in abouts.items()}
     picture = Picture(
-        figures.geometry(known, rates_hz, bins),
+        figures.geometry(known, look, rates_hz, bins),
         "autocorrelation against lag, and power spectrum of the latents",
         "Left: memory. Right: spectrum of the standardised latents. Bands: 95 % intervals.",
     )

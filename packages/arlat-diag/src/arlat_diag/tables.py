@@ -19,27 +19,29 @@ class Cell:
 
     text: str
     small: str = ""
+    floor: str = ""
     title: str = ""
     tone: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: what it shows, head, rows; `folded` tables open on a click."""
+    """A table: what it shows, head, rows; neighbours with the same `folder` open together on a click."""
 
     caption: str
     head: list[str]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
-    folded: bool = False
+    folder: str = ""
 
 
 def decimals(value: float, low: float | None, high: float | None) -> int:
-    """Digits after the point: two significant ones of the interval's half width, or three of the value."""
-    width = (high - low) / 2 if low is not None and high is not None and high > low else abs(value) / 10
+    """Digits after the point: those that the interval's half width leaves meaningful, or three significant ones."""
+    width = (high - low) / 2 if low is not None and high is not None and high > low else abs(value) / 20
     if width <= 0:
         return 0 if value == int(value) else 2
-    return max(0, min(4, 1 - math.floor(math.log10(width))))
+    exponent = math.floor(math.log10(width))
+    return max(0, min(4, (1 if width < 2.5 * 10.0**exponent else 0) - exponent))
 
 
 def number(value: float, places: int) -> str:
@@ -73,11 +75,12 @@ def cell(value: Value | None, floor: bool = False, unit: bool = False) -> Cell:
         return Cell("not run", tone="muted")
     if value.value is None:
         short = value.status if len(value.status) <= 12 else "none"
-        return Cell(short, span(value, 0) if value.low is not None else "", f"{value.status}; {behind(value)}", "muted")
-    places = decimals(value.value, value.low, value.high)
+        small = span(value, 0) if value.low is not None else ""
+        return Cell(short, small, title=f"{value.status}; {behind(value)}", tone="muted")
+    whole = value.unit == "steps" and value.value == int(value.value)
+    places = 0 if whole else decimals(value.value, value.low, value.high)
     small = span(value, places)
-    if floor and value.floor is not None:
-        small = f"{small} floor {number(value.floor, places)}".strip()
+    below = f"floor {number(value.floor, places)}" if floor and value.floor is not None else ""
     more = [behind(value)]
     if value.median is not None:
         more.append(f"median {number(value.median, places)}")
@@ -86,7 +89,7 @@ def cell(value: Value | None, floor: bool = False, unit: bool = False) -> Cell:
     if value.status != "ok":
         more.append(value.status)
     text = number(value.value, places) + (f" {value.unit}" if unit and value.unit else "")
-    return Cell(text, small, "; ".join(more))
+    return Cell(text, small, below, "; ".join(more))
 
 
 def span(value: Value, places: int) -> str:

@@ -1,0 +1,334 @@
+"""The whole line in one command: speech to latents of several representations, to the battery, to a report.
+
+`arlat demo [--audio DIR] [--out RUN] [--codec NAME[=FOLDER] …]` only calls what the separate commands call. Every step
+that is finished stays on disk, so that the same command goes on after Ctrl-C or a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arlat_core.config import Config as BaseConfig
+from arlat_core.config import UserError, parse
+from arlat_core.files import safe_name
+from arlat_core.run import run_directory
+from pydantic import Field
+
+from arlat_diag.results import AudioExample, Results, merge_results, read_results, write_results
+
+if TYPE_CHECKING:
+    from arlat_data.store import LatentStore
+    from rich.console import Console
+    from torch import Tensor
+
+RATE_HZ = 12.5
+STACKED, POOLED = "stack:8|mel", "pool:8|mel"
+STAND_IN = (
+    "The audio is a synthetic stand-in: voices of the synthesiser espeak-ng, not recorded speech. Its figures show that the "
+    "battery runs, and say nothing about real speech. Give --audio DIR for that."
+)
+QUICK = "This is a quick run: two horizons, short training, one short calibration. Its figures are rough."
+
+
+class Config(BaseConfig):
+    """Settings of `arlat demo`."""
+
+    audio: Path | None = None
+    """Folder of speech (default: synthetic voices, made on the spot)."""
+    out: Path = Path("demo")
+    """The run directory. The same command goes on with it after a kill."""
+    codec: tuple[str, ...] = ()
+    """Further codecs, NAME[=FOLDER], beside log-mel (stacked and pooled), framed PCA and a linear readout."""
+    seed: int = Field(0, ge=0)
+    """Seed of voices, splits, training and draws."""
+    device: str = "cpu"
+    """Where codecs and models run: cpu, cuda, cuda:1 …"""
+    pca_dim: int = Field(64, gt=0)
+    """Dimension of the framed PCA."""
+    readout_dim: int = Field(32, gt=0)
+    """Dimension of the linear readout of the stacked log-mel."""
+    max_speakers: int | None = Field(None, gt=1)
+    """Use so many speakers only."""
+    quick: bool = False
+    """Small models, few horizons, one calibration process: minutes become seconds, figures become rough."""
+    calibrate: bool = True
+    """Whether the battery proves itself on processes with known answers."""
+    listen: bool = True
+    """Whether rollouts are decoded for the report."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A store, and the codec text that decodes it."""
+
+    store: Path
+    codec: str
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What decides the figures of a run; another value of these does not resume it."""
+    return config.model_dump(mode="json", exclude={"out", "device"})
+
+
+def find_audio(config: Config) -> Path:
+    """The folder of speech: the given one, or synthetic voices."""
+    if config.audio is not None:
+        if not config.audio.is_dir():
+            raise UserError(f"--audio {config.audio} is no folder. Give a folder of speech, or leave it out.")
+        return config.audio
+    from arlat_data.voices import make_voices
+
+    speakers, utterances = (8, 4) if config.quick else (24, 8)
+    return Path(make_voices(config.out / "audio", speakers=speakers, utterances=utterances, seed=config.seed))
+
+
+def extract_store(config: Config, audio: Path, text: str, store: Path) -> None:
+    """`arlat data extract`, which goes on with what is there."""
+    from arlat_data import extract
+
+    extract.extract(
+        extract.Config(
+            audio=audio,
+            codec=text,
+            out=store,
+            seed=config.seed,
+            max_speakers=config.max_speakers,
+            device=config.device,
+        )
+    )
+
+
+def fit_pca(config: Config, audio: Path, folder: Path) -> None:
+    """Fits the framed PCA on the training speakers, once."""
+    from arlat_data.codecs import pca
+    from arlat_data.corpus import scan
+
+    if (folder / "pca.json").exists() and (folder / "pca.safetensors").exists():
+        return
+    corpus = scan(audio, seed=config.seed, max_speakers=config.max_speakers)
+    files = [utterance.path for utterance in corpus.utterances if utterance.split == "train"]
+    rate = 24_000
+    pca.fit(clips(files, rate), config.pca_dim, RATE_HZ, rate, config.seed, folder)
+
+
+def clips(files: Sequence[Path], rate: int) -> Iterator[Tensor]:
+    """The audio of each file at `rate`, with a progress bar."""
+    from arlat_data.extract import load_audio
+    from rich.console import Console
+    from rich.progress import track
+
+    for path in track(files, "fitting pca", console=Console(stderr=True), transient=True):
+        yield load_audio(path, rate)
+
+
+def fit_readout(config: Config, stacked: Path, folder: Path, store: Path) -> None:
+    """Fits the linear readout on the stacked log-mel and writes its store; a half-written store is made anew."""
+    from arlat_data.codecs import readout
+    from arlat_data.store import LatentStore
+
+    if (store / "store.json").exists():
+        return
+    base = LatentStore.open(stacked)
+    if not ((folder / "readout.json").exists() and (folder / "readout.safetensors").exists()):
+        readout.fit_readout(base, config.readout_dim, 1, folder)
+    unfinished = store.with_name(f"{store.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    readout.apply(readout.load_projection(folder), base, unfinished)
+    if store.exists():
+        shutil.rmtree(store)
+    os.replace(unfinished, store)
+
+
+def make_sources(config: Config, audio: Path, console: Console) -> list[Source]:
+    """All stores of the demo, made or found."""
+    stores, fitted = config.out / "stores", config.out / "codecs"
+    sources = []
+    texts = [STACKED, POOLED, f"pca={fitted / 'pca'}", *config.codec]
+    console.print(f"  fitting a PCA of the waveform, {config.pca_dim} dimensions at {RATE_HZ} Hz")
+    fit_pca(config, audio, fitted / "pca")
+    for text in texts:
+        name = "pca" if text.startswith(f"pca={fitted}") else safe_name(text.partition("=")[0])
+        console.print(f"  extracting {text}")
+        extract_store(config, audio, text, stores / name)
+        sources.append(Source(stores / name, text))
+    console.print(f"  fitting a linear readout of {STACKED}, {config.readout_dim} dimensions")
+    fit_readout(config, sources[0].store, fitted / "readout", stores / "readout")
+    return [*sources, Source(stores / "readout", f"readout={fitted / 'readout'}|{STACKED}")]
+
+
+def measure(config: Config, source: Source, label: str, console: Console) -> Path:
+    """The battery on one store, with a bar over its parts; returns the run directory."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from arlat_diag.battery import Config as BatteryConfig
+    from arlat_diag.battery import DataConfig, run_battery
+
+    run = config.out / "runs" / safe_name(label)
+    more = quick_settings() if config.quick else {}
+    battery = BatteryConfig(
+        data=DataConfig(latents_dir=source.store), out=run, name=label, seed=config.seed, device=config.device, **more
+    )
+    parts = len(battery.p1.horizons) + len(battery.p1.lags) + 9  # P4 and R1 tell three each, and so do the three starts
+    columns = (TextColumn("  {task.description:<30}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=parts)
+        run_battery(battery, lambda text: bar.update(task, advance=1, description=f"{label[:20]} {text}"))
+    return run
+
+
+def quick_settings() -> dict[str, Any]:
+    """The battery's settings of --quick."""
+    from arlat_dynamics.train import TrainConfig
+
+    from arlat_diag.diagnostics import p1, r1
+
+    small = p1.Config(horizons=(1, 8), lags=(8,), components=4, train=TrainConfig(max_steps=60))
+    return {"p1": small, "r1": r1.Config(starts_per_utterance=2, manifold_starts=64)}
+
+
+def prove(config: Config, console: Console) -> list[Path]:
+    """The calibration runs of the report: small synthetic stores whose answers are known."""
+    from arlat_diag.calibration import Config as CalibrationConfig
+    from arlat_diag.calibration import calibrate
+
+    folder = config.out / "calibration"
+    for store in sorted((folder / "stores").glob("*")):
+        if not ((store / "truth.json").exists() and (store / "store.json").exists()):
+            shutil.rmtree(store)  # a kill left it half-written
+    size: dict[str, Any] = {"processes": ("ar1",), "utterances": 64, "frames": 200} if config.quick else {}
+    with console.status("  calibration") as status:
+        return calibrate(
+            CalibrationConfig(out=folder, dims=(8,), seed=config.seed, **size),
+            lambda text: status.update(f"  calibration: {text}"),
+        )
+
+
+def decode(config: Config, source: Source, label: str, run: Path) -> tuple[list[AudioExample], list[str]]:
+    """Rollouts of one representation as audio under RUN/audio_examples; a codec that cannot decode is named in a note."""
+    from arlat_data.codecs import build_codec
+    from arlat_data.store import LatentStore
+    from arlat_dynamics import checkpoint
+    from arlat_dynamics.models.mlp import ResidualMixture
+
+    from arlat_diag.audio import audio_examples
+
+    if not checkpoint.exists(run / "models" / "h1"):
+        return [], [f"No audio of {label}: P1 was not run, so there is no one-step model."]
+    store = LatentStore.open(source.store)
+    model = checkpoint.load(run / "models" / "h1", store.spec, ResidualMixture).to(config.device)
+    folder = config.out / "audio_examples" / safe_name(label)
+    codec = build_codec(source.codec, config.device)
+    entries, notes = audio_examples(store, codec, model, folder, count=1, seed=config.seed, device=config.device)
+    examples = [AudioExample(label=row["label"], path=f"audio_examples/{row['path']}") for row in entries]
+    return examples, notes
+
+
+def label_of(store: LatentStore, taken: Sequence[str]) -> str:
+    """A representation's name: its codec's, with the fingerprint where that is taken."""
+    name = store.spec.codec
+    return f"{name} ({store.spec.fingerprint[:6]})" if name in taken else name
+
+
+def collect(config: Config, runs: dict[str, Path], sources: dict[str, Source], console: Console) -> Results:
+    """The results of all representations, with audio examples and what must be known of the material."""
+    results = merge_results([read_results(run) for run in runs.values()])
+    described = dict(results.representations)
+    for label, source in sources.items() if config.listen else ():
+        with console.status(f"  decoding {label}"):
+            examples, notes = decode(config, source, label, runs[label])
+        about = described[label]
+        described[label] = about.model_copy(update={"audio": examples, "notes": [*about.notes, *notes]})
+    notes = [*([STAND_IN] if config.audio is None else []), *([QUICK] if config.quick else [])]
+    return results.model_copy(update={"representations": described, "notes": notes})
+
+
+def show(results: Results, config: Config) -> None:
+    """Prints the headline figures and where to look."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from arlat_diag.tables import cell
+
+    table = Table("representation", "D", "Hz", title="Held-out speakers: value and 95 % interval")
+    keys = {
+        "bit/s": "p1.h1.information_rate",
+        "ΔNLL_B5": "p1.h1.dnll_b5",
+        "cosine": "p1.h1.cosine",
+        "horizon": "r1.horizon.info_curve",
+    }
+    for head in keys:
+        table.add_column(head, justify="right")
+    for label, values in results.results.items():
+        spec = results.representations[label].spec
+        found = [cell(values.get(key), floor=True) for key in keys.values()]
+        texts = [Text("\n".join(part for part in (c.text, c.small, c.floor) if part)) for c in found]
+        table.add_row(Text(label), str(spec.dim), f"{spec.frame_rate:g}", *texts)
+    console = Console()
+    console.print(table)
+    for note in results.notes:
+        console.print(Text(note, style="yellow"))
+    for name in ("report.html", "report.md", "results.json"):
+        print(config.out / name)
+
+
+def demo(config: Config) -> Results:
+    """Runs the whole line into `config.out` and returns its results."""
+    from arlat_data.store import LatentStore
+    from rich.console import Console
+
+    from arlat_diag.report import write_report
+
+    if repeated := sorted({text for text in config.codec if config.codec.count(text) > 1}):
+        raise UserError(f"--codec names {', '.join(repeated)} more than once. Name each codec once.")
+    console = Console(stderr=True)
+    with run_directory(config.out, settings_of(config)):
+        console.print("[b]1/5[/b] speech")
+        audio = find_audio(config)
+        console.print("[b]2/5[/b] latents")
+        sources: dict[str, Source] = {}
+        for source in make_sources(config, audio, console):
+            sources[label_of(LatentStore.open(source.store), list(sources))] = source
+        console.print("[b]3/5[/b] battery")
+        runs = {label: measure(config, source, label, console) for label, source in sources.items()}
+        console.print("[b]4/5[/b] proof of the battery")
+        proofs = prove(config, console) if config.calibrate else []
+        console.print("[b]5/5[/b] report")
+        results = collect(config, runs, sources, console)
+        write_results(config.out / "results.json", results)
+        write_report([config.out / "results.json", *proofs], config.out / "report.html")
+    return results
+
+
+def gather(arguments: Sequence[str], flag: str = "--codec") -> list[str]:
+    """Brings all values of a repeated flag together, so that `--codec A --codec B` is `--codec A B`.
+
+    >>> gather(["--codec", "a", "--seed", "1", "--codec=b"])
+    ['--seed', '1', '--codec', 'a', 'b']
+    """
+    rest, values, inside = [], [], False
+    for argument in arguments:
+        if argument == flag:
+            inside = True
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.removeprefix(f"{flag}="))
+            inside = False
+        elif inside and not argument.startswith("-"):
+            values.append(argument)
+        else:
+            rest.append(argument)
+            inside = False
+    return [*rest, *([flag, *values] if values else [])]
+
+
+def main(arguments: list[str], prog: str) -> int:
+    """`arlat demo [--audio DIR] [--out RUN] [--codec NAME[=FOLDER] …]`."""
+    config = parse(Config, gather(arguments), prog, "Speech to latents, to the battery, to a report, in one command.")
+    show(demo(config), config)
+    return 0

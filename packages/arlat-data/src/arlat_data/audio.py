@@ -52,6 +52,14 @@ class Audio:
     note: str = ""
 
 
+class Sequential(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read from front to back; soundfile else seeks after each block, which a lossy decoder feels."""
+
+    def seekable(self) -> bool:
+        """Always False."""
+        return False
+
+
 @dataclass(frozen=True)
 class AudioInfo:
     """Length in frames (samples per channel), rate in Hz and number of channels, by the header."""
@@ -113,10 +121,10 @@ def promised(path: Path) -> Announced:
         raise AudioError(f"cannot be read: {error.strerror}") from error
 
 
-def open_sound(path: Path) -> soundfile.SoundFile:
+def open_sound(path: Path) -> Sequential:
     """Opens a file with libsndfile; the name goes as bytes, since it may be no valid Unicode."""
     try:
-        return soundfile.SoundFile(os.fsencode(path))
+        return Sequential(os.fsencode(path))
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"not readable as audio: {reason(error)}") from error
 
@@ -152,7 +160,7 @@ def decode(path: Path, promise: Announced) -> tuple[np.ndarray, int]:
     return frames, rate
 
 
-def blocks(file: soundfile.SoundFile, dtype: str) -> list[np.ndarray]:
+def blocks(file: Sequential, dtype: str) -> list[np.ndarray]:
     """Reads to the end in blocks [≤ 2^20 c]: a header's length may be unknown, and then is no size to allocate."""
     found: list[np.ndarray] = []
     total = 0

@@ -140,7 +140,8 @@ def frame_energy(samples: Tensor, frames: int, hop: float) -> npt.NDArray[np.flo
     power = np.concatenate([[0.0], np.cumsum(samples.double().square().numpy())])
     width = np.maximum(edges[1:] - edges[:-1], 1)
     mean = np.maximum(power[edges[1:]] - power[edges[:-1]], 0.0) / width
-    return np.maximum(10 * np.log10(np.maximum(mean, 1e-12)), SILENCE_DB).astype(np.float32)
+    level: npt.NDArray[np.float32] = np.maximum(10 * np.log10(np.maximum(mean, 1e-12)), SILENCE_DB).astype(np.float32)
+    return level
 
 
 @cache
@@ -217,11 +218,8 @@ def gate(corpus: Corpus, codec: Codec) -> dict[str, float]:
     return {"agreement": round(found.agreement, 4), "distance_db": round(found.distance_db, 2)}
 
 
-def extract(config: Config) -> Summary:
-    """Extracts a folder of speech into the store `config.out`, or goes on with it; returns what was done.
-
-    Raises UserError when another process writes the store, or when it was begun with other settings.
-    """
+def prepare(config: Config) -> tuple[Corpus, Codec]:
+    """The corpus and the codec of a configuration."""
     corpus = scan(
         config.audio,
         config.speaker_pattern,
@@ -231,42 +229,72 @@ def extract(config: Config) -> Summary:
         max_speakers=config.max_speakers,
         progress=sys.stderr.isatty(),
     )
-    codec = codec_of(config.codec, config.device)
+    return corpus, codec_of(config.codec, config.device)
+
+
+def task_of(config: Config, corpus: Corpus, codec: Codec) -> Task:
+    """The plan of an extraction, a function of the corpus and the codec."""
+    items, shard_frames = plan(corpus, codec)
+    return Task(
+        path=config.out,
+        codec=config.codec,
+        device=config.device,
+        dtype=config.dtype,
+        shard_frames=shard_frames,
+        batch_seconds=config.batch_seconds,
+        items=tuple(items),
+        files={utterance.id: utterance.path for utterance in corpus.utterances},
+    )
+
+
+def remove_work(path: Path) -> None:
+    """Removes the lock and the settings of a finished extraction."""
+    shutil.rmtree(path / ".work")
+
+
+def extract(config: Config) -> Summary:
+    """Extracts a folder of speech into the store `config.out`, or goes on with it; returns what was done.
+
+    Raises UserError when another process writes the store, or when it was begun with other settings.
+    """
+    corpus, codec = prepare(config)
     settings = settings_of(config, corpus, codec)
     if (config.out / "store.json").exists():
         check_finished(config.out, settings)
     else:
-        work = config.out / ".work"
-        with run_directory(work, settings):
-            trip = gate(corpus, codec)
-            items, shard_frames = plan(corpus, codec)
-            files = {utterance.id: utterance.path for utterance in corpus.utterances}
-            task = Task(
-                config.out,
-                config.codec,
-                config.device,
-                config.dtype,
-                shard_frames,
-                config.batch_seconds,
-                tuple(items),
-                files,
-            )
-            writer = StoreWriter.create(config.out, items, codec.spec.dim, config.dtype, shard_frames)
-            run_shards(task, [shard for shard in range(writer.shards) if not writer.done(shard)], config.workers)
-            skipped = [{"path": skip.path, "reason": skip.reason} for skip in corpus.skipped]
-            attributes = {
-                "settings": settings,
-                "round_trip": trip,
-                "notes": list(corpus.notes),
-                "downmix": file_notes(corpus.utterances),
-            }
-            writer.finish(codec.spec, skipped=skipped, attributes=attributes)
-        shutil.rmtree(work)
+        with run_directory(config.out / ".work", settings):
+            write(config, corpus, codec, settings)
+    if (config.out / ".work").exists():  # a kill right after the last write leaves it
+        remove_work(config.out)
     store = LatentStore.open(config.out)
     ids = [*store.ids("train"), *store.ids("eval")]
-    return Summary(
-        len(ids), sum(store.length(name) for name in ids), tuple((row["path"], row["reason"]) for row in store.skipped)
+    skipped = tuple((row["path"], row["reason"]) for row in store.skipped)
+    return Summary(len(ids), sum(store.length(name) for name in ids), skipped)
+
+
+def write(config: Config, corpus: Corpus, codec: Codec, settings: dict[str, Any]) -> None:
+    """Tries the codec, writes the shards that are missing and finishes the store."""
+    trip = gate(corpus, codec)
+    task = task_of(config, corpus, codec)
+    writer = StoreWriter.create(config.out, task.items, codec.spec.dim, config.dtype, task.shard_frames)
+    run_shards(task, [shard for shard in range(writer.shards) if not writer.done(shard)], config.workers)
+    sweep(config.out)
+    writer.finish(
+        codec.spec,
+        skipped=[{"path": skip.path, "reason": skip.reason} for skip in corpus.skipped],
+        attributes={
+            "settings": settings,
+            "round_trip": trip,
+            "notes": list(corpus.notes),
+            "reading": file_notes(corpus.utterances),
+        },
     )
+
+
+def sweep(path: Path) -> None:
+    """Removes what killed writers left: files that were never renamed to their final name."""
+    for left in [*path.rglob("*.partial"), *path.rglob(".*.tmp")]:
+        left.unlink()
 
 
 def file_notes(utterances: Sequence[Utterance]) -> dict[str, str]:

@@ -15,7 +15,9 @@ from arlat_core.types import Count, Result
 from arlat_data.store import LatentStore
 from pydantic import Field
 
-from arlat_diag.diagnostics import p1, p4, r1
+from arlat_diag.diagnostics.p1 import Config as P1Config
+from arlat_diag.diagnostics.p4 import Config as P4Config
+from arlat_diag.diagnostics.r1 import Config as R1Config
 from arlat_diag.results import Representation, Results, write_results
 
 
@@ -41,11 +43,11 @@ class Config(BaseConfig):
     """Where models are trained: cpu, cuda, cuda:1 …"""
     seed: int = Field(0, ge=0)
     """Seed of every diagnostic that does not set its own."""
-    p1: p1.Config = p1.Config()
+    p1: P1Config = P1Config()
     """Predictability."""
-    p4: p4.Config = p4.Config()
+    p4: P4Config = P4Config()
     """Geometry."""
-    r1: r1.Config = r1.Config()
+    r1: R1Config = R1Config()
     """Injection diagnostic."""
 
 
@@ -61,8 +63,12 @@ def chosen(only: str) -> list[str]:
 
 def diagnostic_config(config: Config, name: str) -> BaseConfig:
     """The configuration of one diagnostic, with the battery's seed where it does not set its own."""
-    own = getattr(config, name) if name in type(config).model_fields else load("diagnostics", name).Config()
-    return own.model_copy(update={"seed": config.seed}) if "seed" in type(own).model_fields and own.seed == 0 else own
+    own: BaseConfig = getattr(config, name) if name in type(config).model_fields else load("diagnostics", name).Config()
+    fields = type(own).model_fields
+    update: dict[str, Any] = {"seed": config.seed} if "seed" in fields and getattr(own, "seed") == 0 else {}
+    if "predictor" in fields:
+        update["predictor"] = diagnostic_config(config, "p1")
+    return own.model_copy(update=update)
 
 
 def run_battery(config: Config, progress: Callable[[str], None] = lambda _: None) -> Path:

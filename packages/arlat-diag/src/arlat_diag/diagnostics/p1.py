@@ -16,7 +16,7 @@ import torch
 from arlat_core.config import Config as BaseConfig
 from arlat_core.types import Result, Value, WorstFrame
 from arlat_data.store import LatentStore, Split
-from arlat_data.windows import Windows, windows
+from arlat_data.windows import Slice, Windows, median_energy, windows
 from arlat_dynamics import checkpoint
 from arlat_dynamics.models.linear import LinearModel, fit_linear
 from arlat_dynamics.models.mlp import ResidualMixture
@@ -76,14 +76,14 @@ def prepare(store: LatentStore, train: Split, held_out: Split, kind: Kind, step:
     return Data(cut, fit_rows, validation_rows, rest)
 
 
-def fit_predictor(
-    data: Data, config: Config, folder: Path, store: LatentStore, kind: Kind, device: str
-) -> ResidualMixture:
+def fit_predictor(data: Data, config: Config, folder: Path, store: LatentStore, device: str) -> ResidualMixture:
     """Loads the predictor of `folder`, or fits it (the linear VAR first, the network on its residuals) and saves it."""
     if checkpoint.exists(folder):
-        return checkpoint.load(folder, store.spec).to(device)
+        return checkpoint.load(folder, store.spec, ResidualMixture).to(device)
     generator = torch.Generator().manual_seed(config.seed)
-    orders = [order for order in (0, 1, 2, 4, config.context) if order <= 1 or order * store.spec.dim <= config.var_inputs]
+    orders = [
+        order for order in (0, 1, 2, 4, config.context) if order <= 1 or order * store.spec.dim <= config.var_inputs
+    ]
     linear = fit_linear(data.train, data.fit_rows, data.validation_rows, orders=orders)
     model = ResidualMixture.start(linear, data.train, data.fit_rows, config.components, generator).to(device)
     fit(model, data.train, data.fit_rows, data.validation_rows, config.train, generator)
@@ -95,9 +95,9 @@ def one_step_model(store: LatentStore, config: Config, run_dir: Path, device: st
     """The predictor at horizon 1, which is also the one-step dynamics model of R1; trained when it is not there yet."""
     folder = run_dir / "models" / "h1"
     if checkpoint.exists(folder):
-        return checkpoint.load(folder, store.spec).to(device)
+        return checkpoint.load(folder, store.spec, ResidualMixture).to(device)
     data = prepare(store, store.load("train"), store.load("eval"), "horizon", 1, config)
-    return fit_predictor(data, config, folder, store, "horizon", device)
+    return fit_predictor(data, config, folder, store, device)
 
 
 def fit_baselines(data: Data, config: Config, marginal: Marginal | None, var: LinearModel) -> Baselines:
@@ -128,7 +128,7 @@ def score(model: ResidualMixture, baselines: Baselines, data: Data, config: Conf
     length: list[Tensor] = []
     predicted: dict[str, list[Tensor]] = {}
     with torch.no_grad():
-        for rows in torch.arange(len(data.held_out)).split(2048):
+        for rows in torch.split(torch.arange(len(data.held_out)), 2048):
             batch = data.held_out.gather(rows)
             law = model.distribution(batch.context.to(device))
             means = {"model": law.mean().cpu(), "var": baselines.var.distribution(batch.context).mean()}
@@ -167,7 +167,7 @@ def predictive_log_median(
     block = max(1, int(2e7 // (config.median_draws * model.dim)))
     parts = []
     with torch.no_grad():
-        for part in rows.split(block):
+        for part in torch.split(rows, block):
             context = held_out.gather(part).context.to(device)
             lengths = model.distribution(context).expand(config.median_draws).sample(generator).norm(dim=-1)
             parts.append(lengths.quantile(0.5, dim=0).log().cpu())
@@ -196,14 +196,14 @@ def run(
         name = f"h{step}" if kind == "horizon" else f"lag{step}"
         progress(f"P1 {name}")
         data = prepare(store, train, held_out, kind, step, config)
-        model = fit_predictor(data, config, run_dir / "models" / name, store, kind, device)
+        model = fit_predictor(data, config, run_dir / "models" / name, store, device)
         if kind == "horizon" and marginal is None:
             marginal = marginal_of(train, data, config)
         baselines = fit_baselines(data, config, marginal if kind == "horizon" else None, model.linear)
         scores = score(model, baselines, data, config, device)
         result |= figures(f"p1.{name}", scores, data, store, truth)
         if kind == "horizon" and step == 1:
-            result |= slices(scores, data, store, config)
+            result |= slices(scores, data, train, held_out, config)
             worst_frames = worst(
                 (scores.nll["model"] - scores.nll["b5"]).numpy(),
                 "p1.h1.dnll_b5",
@@ -238,9 +238,10 @@ def figures(prefix: str, scores: Scores, data: Data, store: LatentStore, truth: 
     speaker, utterance = data.held_out.speaker.numpy(), data.held_out.utterance.numpy()
     dim, rate = store.spec.dim, store.spec.frame_rate
 
-    def value(key: str, rows: Tensor | None, array: Tensor, **more: float | str | Tensor | None) -> None:
+    def value(
+        key: str, rows: Tensor | None, array: Tensor, below: Tensor | None = None, **more: float | str | None
+    ) -> None:
         at = slice(None) if rows is None else rows.numpy()
-        below = more.pop("denominator", None)
         out[f"{prefix}.{key}"] = make_value(
             array.numpy(),
             speaker[at],
@@ -268,8 +269,8 @@ def figures(prefix: str, scores: Scores, data: Data, store: LatentStore, truth: 
     if "floor" in scores.cosine:
         value("cosine_floor", moving, scores.cosine["floor"][moving])
     value("cosine_null", moving, torch.full((len(moving),), dim**-0.5, dtype=torch.float64))
-    value("magnitude_ratio", None, scores.predicted_length["model"], denominator=scores.length)
-    value("var_magnitude_ratio", None, scores.predicted_length["var"], denominator=scores.length)
+    value("magnitude_ratio", None, scores.predicted_length["model"], below=scores.length)
+    value("var_magnitude_ratio", None, scores.predicted_length["var"], below=scores.length)
     value(
         "magnitude_ratio_median", moving, (scores.predicted_length["model"] / scores.length)[moving], statistic="median"
     )
@@ -279,20 +280,21 @@ def figures(prefix: str, scores: Scores, data: Data, store: LatentStore, truth: 
     trained = data.train.gather(data.fit_rows).target.norm(dim=-1).double()
     error = (log_m - scores.log_median[keep]) ** 2
     spread = (log_m - trained[trained > 0].log().mean()) ** 2
-    value("logmag_r2", rows, spread - error, denominator=spread, floor=0.0)
+    value("logmag_r2", rows, spread - error, below=spread, floor=0.0)
     return out
 
 
-def slices(scores: Scores, data: Data, store: LatentStore, config: Config) -> dict[str, Value]:
+def slices(scores: Scores, data: Data, train: Split, held_out: Split, config: Config) -> dict[str, Value]:
     """ΔNLL_B5 at horizon 1 on the slices of SPEC D9, from the scores already there."""
     out: dict[str, Value] = {}
     every = list(zip(data.held_out.utterance.tolist(), data.held_out.frame.tolist(), strict=True))
     gain = (scores.nll["model"] - scores.nll["b5"]).numpy()
-    held_out = store.load("eval")
-    for name in ("high_energy", "medial"):
-        if name == "high_energy" and not bool(torch.isfinite(held_out.energy).any()):
+    names: tuple[Slice, ...] = ("high_energy", "medial")
+    for name in names:
+        if name == "high_energy" and not bool(torch.isfinite(train.energy).any()):
             continue
-        part = windows(held_out, config.context, 1, "horizon", slice=name)
+        threshold = median_energy(train) if name == "high_energy" else None
+        part = windows(held_out, config.context, 1, "horizon", slice=name, threshold=threshold)
         wanted = set(zip(part.utterance.tolist(), part.frame.tolist(), strict=True))
         at = np.array([pair in wanted for pair in every])
         if at.any():

@@ -34,6 +34,7 @@ from arlat_dynamics.rollout import injections
 from pydantic import Field
 from torch import Tensor
 
+from arlat_diag.diagnostics import p1
 from arlat_diag.geometry import frames_of, scale_of, step_lengths, strangers
 from arlat_diag.horizons import curve_horizon, fit_manifold, horizon_values
 from arlat_diag.injection import MODES, Curves, SampleCurves, Starts, choose_starts, draw, follow, follow_samples
@@ -62,7 +63,9 @@ class Config(BaseConfig):
     pairs: int = Field(20_000, gt=0)
     """Pairs of random frames behind the distance of H_decor."""
     seed: int = 0
-    """Seed of starts and draws, and of the predictor where it must be trained."""
+    """Seed of starts and draws."""
+    predictor: p1.Config = p1.Config()
+    """The predictor that is rolled out; the battery puts P1's own settings here."""
 
 
 class NullModel(Protocol):
@@ -124,10 +127,9 @@ def run(
     progress: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Runs R1 on a store with the predictor under `run_dir`/models/h1, which is trained first where it is not there."""
-    from arlat_diag.diagnostics import p1
 
     progress("R1 predictor")
-    predictor = p1.Config(seed=config.seed)
+    predictor = config.predictor
     model = p1.one_step_model(store, predictor, run_dir, device)
     train, held_out = store.load("train"), store.load("eval")
     generator = torch.Generator().manual_seed(config.seed)

@@ -1,0 +1,155 @@
+"""The latent store: round trips, refusals, faults, crops."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from arlat_core.config import UserError
+from arlat_core.types import LatentSpec
+from arlat_data.store import LatentStore, Split, write_store
+from arlat_data.store_writer import place
+from arlat_data.verify import broken_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DIM = 3
+
+
+def spec(dim: int = DIM) -> LatentSpec:
+    return LatentSpec(codec="toy", space="toy", dim=dim, frame_rate=12.5, sample_rate=16000, fingerprint="0")
+
+
+def rows(lengths: list[int], seed: int = 0) -> list[tuple[str, str, str, np.ndarray, np.ndarray | None]]:
+    generator = np.random.default_rng(seed)
+    return [
+        (
+            f"u{k}",
+            f"s{k % 3}",
+            "eval" if k % 3 == 0 else "train",
+            generator.normal(size=(length, DIM)),
+            np.full(length, -k),
+        )
+        for k, length in enumerate(lengths)
+    ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=12), st.sampled_from(["float16", "float32"]))
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], dtype: str) -> None:
+    path = tmp_path_factory.mktemp("store") / "s"
+    written = rows(lengths)
+    write_store(path, spec(), written, dtype=dtype, shard_frames=512)  # type: ignore[arg-type]
+    store = LatentStore.open(path)
+    tolerance = 2e-3 if dtype == "float16" else 1e-6
+    for name, speaker, split, z, energy in written:
+        np.testing.assert_allclose(store.frames(name), z, atol=tolerance, rtol=tolerance)
+        np.testing.assert_array_equal(store.energy(name), energy)
+        assert store.speaker(name) == speaker
+        assert name in store.ids(split)
+    train = store.load("train")
+    for name, start, length in zip(train.ids, train.start.tolist(), train.length.tolist(), strict=True):
+        np.testing.assert_array_equal(train.z[start : start + length].numpy(), store.frames(name))
+    if len(train.z):
+        np.testing.assert_allclose(store.mean, train.z.double().mean(0), atol=1e-9)
+        np.testing.assert_allclose(store.covariance, np.cov(train.z.double().numpy().T, bias=True), atol=1e-9)
+
+
+@given(st.lists(st.integers(0, 512), min_size=1, max_size=40))
+def test_no_utterance_straddles_a_shard_or_another(lengths: list[int]) -> None:
+    items = place([(str(k), "s", "train", length, 0) for k, length in enumerate(lengths)], 512)
+    end = 0
+    for item, length in zip(items, lengths, strict=True):
+        assert item.length == length
+        assert item.start >= end
+        assert length == 0 or item.start // 512 == (item.start + length - 1) // 512
+        end = item.start + length
+
+
+def test_refusals_say_what_to_do(tmp_path: Path) -> None:
+    bad = rows([5, 6])
+    bad[1][3][2, 1] = np.nan
+    with pytest.raises(UserError, match="u1 gave latents that are not finite"):
+        write_store(tmp_path / "nan", spec(), bad)
+    with pytest.raises(UserError, match="unfinished"):
+        LatentStore.open(tmp_path / "nan")
+    big = rows([5, 6])
+    big[0][3][0, 0] = 1e6
+    with pytest.raises(UserError, match="--dtype float32"):
+        write_store(tmp_path / "big", spec(), big)
+    with pytest.raises(UserError, match="twice"):
+        write_store(tmp_path / "twice", spec(), [*rows([5]), *rows([5])])
+    with pytest.raises(UserError, match="no latent store"):
+        LatentStore.open(tmp_path / "nothing")
+    write_store(tmp_path / "good", spec(), rows([5, 6]))
+    with pytest.raises(UserError, match="not empty"):
+        write_store(tmp_path / "good", spec(), rows([5, 6]))
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "truncated", "flipped"])
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_every_fault_is_named_and_never_read(tmp_path: Path, fault: str, shard: int) -> None:
+    write_store(tmp_path / "s", spec(), rows([200, 200, 200]), shard_frames=256)
+    assert broken_shards(tmp_path / "s") == {}
+    file = tmp_path / "s" / "z" / "c" / str(shard) / "0"
+    data = bytearray(file.read_bytes())
+    if fault == "missing":
+        file.unlink()
+    else:
+        data[len(data) // 3] ^= 4
+        file.write_bytes({"empty": b"", "truncated": bytes(data[:-100]), "flipped": bytes(data)}[fault])
+    assert list(broken_shards(tmp_path / "s")) == [shard]
+    if fault == "flipped":
+        with pytest.raises(ValueError, match="checksum"):
+            LatentStore.open(tmp_path / "s").frames(f"u{shard}")
+    else:
+        with pytest.raises(UserError, match=f"shard {shard}.*arlat data verify"):
+            LatentStore.open(tmp_path / "s")
+
+
+def test_a_full_disk_leaves_no_store_and_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr("arlat_data.store_writer.write_manifest", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_store(tmp_path / "s", spec(), rows([5]))
+    with pytest.raises(UserError, match="unfinished"):
+        LatentStore.open(tmp_path / "s")
+
+
+def test_the_number_of_files_does_not_depend_on_the_number_of_utterances(tmp_path: Path) -> None:
+    counts = []
+    for number in (4, 60):
+        write_store(tmp_path / str(number), spec(), rows([240 // number] * number))
+        counts.append(sum(file.is_file() for file in (tmp_path / str(number)).rglob("*")))
+    assert counts[0] == counts[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(1, 50), st.integers(0, 5))
+def test_crops_lie_inside_utterances(lengths: list[int], frames: int, seed: int) -> None:
+    marks = torch.cat([torch.stack([torch.full((n,), k), torch.arange(n)], 1) for k, n in enumerate(lengths)]).float()
+    start = torch.tensor([0, *lengths]).cumsum(0)[:-1]
+    names = [str(k) for k in range(len(lengths))]
+    split = Split(marks, start, torch.tensor(lengths), names, names, torch.zeros(len(marks)))
+    generator = torch.Generator().manual_seed(seed)
+    if frames > max(lengths):
+        with pytest.raises(UserError, match="No utterance has"):
+            split.crops(frames, 4, generator)
+        return
+    crops = split.crops(frames, 16, generator)
+    assert crops.shape == (16, frames, 2)
+    assert bool((crops[:, :, 0] == crops[:, :1, 0]).all())
+    assert bool((crops[:, 1:, 1] - crops[:, :-1, 1] == 1).all())
+
+
+def test_a_changed_index_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", spec(), rows([5, 6]))
+    index = tmp_path / "s" / "utterances.json"
+    items = json.loads(index.read_text())
+    items[0]["speaker"] = "other"
+    index.write_text(json.dumps(items))
+    with pytest.raises(UserError, match=r"utterances\.json"):
+        LatentStore.open(tmp_path / "s")

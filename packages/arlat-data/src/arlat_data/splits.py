@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -53,12 +54,12 @@ def draw(seed: int, purpose: str, speaker: str) -> float:
 def assign(speakers: Iterable[str], seed: int, eval_fraction: float) -> dict[str, Split]:
     """Gives each speaker a side by a hash of its name, so that speakers who are added move nobody who was there.
 
-    Speaker → "eval" where its draw is below `eval_fraction`. Chance could leave a side of a small corpus empty:
-    the speakers nearest to the threshold cross it until each side has half of its expected number, at least one.
+    Speaker → "eval" where its draw is below `eval_fraction`. Chance is unkind to small corpora: the speakers nearest to
+    the threshold cross it until eval has between half and twice of its expected number, and each side at least one.
     """
     ranked = sorted(set(speakers), key=lambda name: (draw(seed, "split", name), name))
-    least = max(1, round(eval_fraction * len(ranked) / 2))
-    most = len(ranked) - max(1, round((1 - eval_fraction) * len(ranked) / 2))
+    least = min(len(ranked) - 1, max(1, round(eval_fraction * len(ranked) / 2)))
+    most = max(least, min(len(ranked) - 1, math.ceil(2 * eval_fraction * len(ranked))))
     count = sum(draw(seed, "split", name) < eval_fraction for name in ranked)
     count = min(max(count, least), most)
     return {name: "eval" if place < count else "train" for place, name in enumerate(ranked)}

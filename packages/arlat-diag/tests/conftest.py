@@ -27,7 +27,12 @@ def p1_values(dim: int, strength: float) -> dict[str, Value]:
         for model, share in (("", 1.0), ("var_", 0.8)):
             out[f"p1.h{h}.{model}dnll_b0"] = figure(floor * (0.6 + 0.06 * h) - share * known, 0.5, floor=floor)
             out[f"p1.h{h}.{model}dnll_b5"] = figure(
-                -share * known, 0.3, floor=0.0, unit="nats/frame", median=-share * known + 0.1, trimmed_mean=-share * known
+                -share * known,
+                0.3,
+                floor=0.0,
+                unit="nats/frame",
+                median=-share * known + 0.1,
+                trimmed_mean=-share * known,
             )
             out[f"p1.h{h}.{model}cosine"] = figure(0.71 - 0.04 * share / h, 0.01, floor=0.66)
         for name, gain in (("b0f", 1.4), ("b1", 1.2), ("b2", 1.1), ("b3", 0.5), ("b4", 0.1), ("b5_gaussian", 1.05)):
@@ -112,7 +117,9 @@ def synthetic(name: str = "ar1 rho=0.8 D=8", wrong: tuple[str, ...] = ()) -> Res
         for key, value in (p1_values(8, 4.0) | r1_values(8)).items()
         if ".dnll_b" in key or ".cosine" in key
     }
-    return Results(results={name: values}, representations={name: representation(name, 8, {"process": "ar1", "values": {}})})
+    return Results(
+        results={name: values}, representations={name: representation(name, 8, {"process": "ar1", "values": {}})}
+    )
 
 
 @pytest.fixture

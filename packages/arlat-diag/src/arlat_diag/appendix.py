@@ -83,24 +83,28 @@ def proof(item: str, entries: list[tuple[str, Value, bool]]) -> Table:
 
 def material(results: Results) -> Section:
     """What was read, what was not, and which frames are worst."""
-    rows, skipped, worst, notes = [], [], [], []
+    rows, worst, notes = [], [], []
+    left_out: dict[tuple[str, str], list[str]] = {}
     for item, about in results.representations.items():
         both = [about.counts[split] for split in ("train", "eval") if split in about.counts]
         shown = [" / ".join(count(getattr(n, what)) for n in both) for what in ("speakers", "utterances", "frames")]
         minutes = " / ".join(f"{n.frames / about.spec.frame_rate / 60:.1f}" for n in both)
         rows.append([name(item, description(about)), *(Cell(text) for text in (*shown, minutes))])
-        skipped += [
-            [name(item), Cell(file.path, tone="text"), Cell(file.reason, tone="text")] for file in about.skipped
-        ]
+        for file in about.skipped:
+            left_out.setdefault((file.path, file.reason), []).append(item)
         worst += [
             [name(item), Cell(w.key), Cell(w.utterance), Cell(count(w.frame)), plain(w.value)] for w in about.worst
         ]
         notes += [f"{item}: {note}" for note in about.notes]
+    skipped = [
+        [name(path), Cell(reason, tone="text"), Cell(", ".join(who), tone="text")]
+        for (path, reason), who in left_out.items()
+    ]
     tables = [
         Table("Read", ["train / eval", "speakers", "utterances", "frames", "minutes"], rows),
         Table(
             "Files that were skipped",
-            ["representation", "file", "reason"],
+            ["file", "reason", "left out of"],
             skipped,
             [] if skipped else ["None."],
             folder="Files that were skipped" if len(skipped) > 10 else "",

@@ -46,7 +46,8 @@ def rollouts(subjects: Mapping[str, Values]) -> Section:
         if any(f"r1.horizon.{key}" in values for values in known.values())
     ]
     for key, text in (("r1.recovery_gain", "recovery gain, cosine"), ("r1.recovery_gain.nll", "recovery gain, NLL")):
-        rows.append([name(text, key), *(cell(values.get(key)) for values in known.values())])
+        if any(key in values for values in known.values()):
+            rows.append([name(text, key), *(cell(values.get(key)) for values in known.values())])
     tables = [
         Table(
             "Horizons (first step that is lost; small print: interval, quartiles of starts) and recovery",

@@ -358,3 +358,11 @@ def test_resampling_edges() -> None:
     assert resample(square, 16000, 24000).abs().max() <= 1
     with pytest.raises(AudioError, match="no small ratio"):
         resample(torch.zeros(100), 44101, 24000)
+
+
+@pytest.mark.parametrize(
+    ("samples", "old", "new"), [(1048577 * 3 + 1, 48000, 16000), (17_000_001, 16000, 24000), (7, 3, 2)]
+)
+def test_resampled_lengths_are_exact(samples: int, old: int, new: int) -> None:
+    """torchaudio alone gives one sample less for the first: it computes the length in float32."""
+    assert len(resample(torch.zeros(samples), old, new)) == -(-samples * new // old)

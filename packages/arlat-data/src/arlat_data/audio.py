@@ -256,8 +256,12 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     if new * (2 * width + old) > MAX_KERNEL:
         raise AudioError(f"{from_rate} Hz cannot be brought to {to_rate} Hz: no small ratio ({new}/{old})")
     limit = max(1.0, float(samples.abs().max()))
+    length = -(-samples.shape[-1] * to_rate // from_rate)
+    padded = torch.nn.functional.pad(
+        samples, (0, 64 * old)
+    )  # torchaudio rounds the length in float32, past 2^24 wrongly
     out: Tensor = kaiser(
-        samples,
+        padded,
         from_rate,
         to_rate,
         lowpass_filter_width=64,
@@ -268,4 +272,4 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     # torchaudio rounds the length in float32: from 2^17 samples on it can be one short or one long
     samples_out = -(-samples.shape[-1] * new // old)
     out = torch.nn.functional.pad(out, (0, max(0, samples_out - out.shape[-1])))[..., :samples_out]
-    return out.clamp(-limit, limit)
+    return out[..., :length].clamp(-limit, limit)

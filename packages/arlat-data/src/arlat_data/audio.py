@@ -257,9 +257,7 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
         raise AudioError(f"{from_rate} Hz cannot be brought to {to_rate} Hz: no small ratio ({new}/{old})")
     limit = max(1.0, float(samples.abs().max()))
     length = -(-samples.shape[-1] * to_rate // from_rate)
-    padded = torch.nn.functional.pad(
-        samples, (0, 64 * old)
-    )  # torchaudio rounds the length in float32, past 2^24 wrongly
+    padded = torch.nn.functional.pad(samples, (0, 64 * old))  # torchaudio computes the length in float32: too short
     out: Tensor = kaiser(
         padded,
         from_rate,

@@ -257,7 +257,8 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
         raise AudioError(f"{from_rate} Hz cannot be brought to {to_rate} Hz: no small ratio ({new}/{old})")
     limit = max(1.0, float(samples.abs().max()))
     length = -(-samples.shape[-1] * to_rate // from_rate)
-    padded = torch.nn.functional.pad(samples, (0, 64 * old))  # torchaudio computes the length in float32: too short
+    # torchaudio computes the length in float32, one too short for some clips of 4 s: it gets more, and is cut here.
+    padded = torch.nn.functional.pad(samples, (0, 64 * old))
     out: Tensor = kaiser(
         padded,
         from_rate,

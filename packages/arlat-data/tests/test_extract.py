@@ -2,19 +2,28 @@
 
 import hashlib
 import json
+import resource
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
 from arlat_core.config import UserError
+from arlat_data import encode
 from arlat_data.codecs import build_codec
-from arlat_data.extract import Config, extract, frame_energy, load_audio, main
+from arlat_data.codecs.mel import Mel
+from arlat_data.encode import frame_energy, load_audio
+from arlat_data.extract import Config, extract, main
+from arlat_data.show import codecs
+from arlat_data.show import main as show
 from arlat_data.store import LatentStore
-from arlat_data.verify import broken_shards
 from arlat_data.verify import main as verify
 
 
@@ -123,37 +132,149 @@ def test_several_workers_write_the_same_bytes(corpus: Path, whole: Path, tmp_pat
     assert tree(tmp_path / "s") == tree(whole)
 
 
-def test_other_settings_and_a_second_writer_are_refused(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_the_number_of_threads_does_not_change_the_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 if before != 3 else 2)
+    try:
+        extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))
+    finally:
+        torch.set_num_threads(before)
+    assert tree(tmp_path / "s") == tree(whole)
+
+
+def test_a_batch_gives_the_frames_of_single_files(corpus: Path, tmp_path: Path) -> None:
+    single, batched = (
+        Config(audio=corpus, codec="mel", out=tmp_path / str(seconds), dtype="float32", batch_seconds=seconds)
+        for seconds in (0, 20)
+    )
+    assert extract(single).frames == extract(batched).frames
+    one, other = LatentStore.open(single.out), LatentStore.open(batched.out)
+    for item in one.items:
+        np.testing.assert_allclose(
+            other.frames(item.id), one.frames(item.id), atol=1e-4
+        )  # ln of magnitudes: 1e-5 of them
+        np.testing.assert_array_equal(other.energy(item.id), one.energy(item.id))
+
+
+ORPHANS = """
+import sys, torch
+from pathlib import Path
+from arlat_data.extract import Config, extract
+if __name__ == "__main__":
+    extract(Config(audio=Path(sys.argv[1]), codec="mel", out=Path(sys.argv[2]), workers=2))
+"""
+
+
+def test_workers_end_with_the_process_that_started_them(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(ORPHANS)
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen([sys.executable, str(script), str(corpus), str(tmp_path / "s")], stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "s" / "manifest").exists() and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        assert len(children) >= 2, (tmp_path / "log").read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    assert not (tmp_path / "s" / "store.json").exists()
+    extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))
+    assert tree(tmp_path / "s") == tree(whole)
+
+
+def test_other_settings_are_refused(corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="dtype: was 'float16', is 'float32'"):
         extract(Config(audio=corpus, codec="mel", out=whole, dtype="float32"))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "s"
+    with monkeypatch.context() as patch:
+        patch.setattr("arlat_data.store_writer.training_moments", stop)
+        with pytest.raises(KeyboardInterrupt):
+            extract(Config(audio=corpus, codec="mel", out=out))
+    with pytest.raises(UserError, match="seed: was 0, is 1"):
+        extract(Config(audio=corpus, codec="mel", out=out, seed=1))
+    extract(Config(audio=corpus, codec="mel", out=out))
+    assert tree(out) == tree(whole)
+
+
+def test_a_second_extractor_is_refused(corpus: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from arlat_core.run import run_directory\n"
-        "with run_directory(Path(sys.argv[1]), {}): print('in', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from arlat_data.store_writer import claim\n"
+        "with claim(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
-    work = tmp_path / "s" / ".work"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(work)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s")], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "in\n"
-        with pytest.raises(UserError, match="in use by process"):
+        with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
             extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))
     finally:
         holder.kill()
         holder.wait()
+    extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))  # the lock of a dead process holds nobody
 
 
-def test_a_broken_shard_is_repaired_to_its_bytes(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_full_disk_is_told_and_the_same_command_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    shard = max(file.stat().st_size for file in (whole / "z").rglob("0"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (shard // 2, hard))
+    try:
+        with pytest.raises(UserError, match=r"/s cannot be written: File too large\. Make room"):
+            extract(Config(audio=corpus, codec="mel", out=out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(UserError, match="unfinished"):
+        LatentStore.open(out)
+    extract(Config(audio=corpus, codec="mel", out=out))
+    assert tree(out) == tree(whole)
+
+
+@pytest.mark.parametrize(
+    "fault", ["missing", "empty", "truncated", "flipped", "manifest", "index", "moments", "metadata"]
+)
+def test_what_is_broken_is_repaired_to_its_bytes(
+    fault: str, corpus: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "s"
-    extract(Config(audio=corpus, codec="mel", out=out))
-    before = tree(out)
-    file = out / "z" / "c" / "1" / "0"
-    file.write_bytes(file.read_bytes()[:-7])
+    shutil.copytree(whole, out)
+    others = {"manifest": "manifest/shard-000001.json", "index": "speaker/c/0", "moments": "moments.safetensors"}
+    name = (others | {"metadata": "energy/zarr.json"}).get(fault, "z/c/1/0")
+    data = bytearray((out / name).read_bytes())
+    if fault == "missing":
+        (out / name).unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        (out / name).write_bytes({"empty": b"", "truncated": bytes(data[:-7])}.get(fault, bytes(data)))
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("z/c/*/0")}
     assert verify([str(out)], "arlat data verify") == 1
-    assert "shard 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert name in printed
+    assert ("shard 1: " in printed) == (fault in ("missing", "empty", "truncated", "flipped", "manifest"))
+    with pytest.raises(UserError, match="--audio"):
+        verify([str(out), "--repair"], "arlat data verify")
     assert verify([str(out), "--repair", "--audio", str(corpus)], "arlat data verify") == 0
-    assert broken_shards(out) == {}
+    assert tree(out) == tree(whole)
+    untouched = {file for file, when in times.items() if file.stat().st_mtime_ns == when}
+    assert len(untouched) >= len(times) - 1
+    assert verify([str(out)], "arlat data verify") == 0
+
+
+def test_repair_from_other_audio_is_refused_and_harms_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(whole, out)
+    (out / "z" / "c" / "1" / "0").write_bytes(b"")
+    before = tree(out)
+    other = make_corpus(tmp_path / "other", speakers=3, files=2)
+    with pytest.raises(UserError, match="corpus"):
+        verify([str(out), "--repair", "--audio", str(other)], "arlat data verify")
     assert tree(out) == before
 
 
@@ -175,15 +296,13 @@ def test_bad_files_are_listed_and_too_many_are_an_error(
 def test_a_file_that_changes_after_planning_is_listed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arlat_data import extract as module
-
-    real = module.load_audio
+    real = encode.load_audio
 
     def shorter(path: Path, rate: int) -> torch.Tensor:
         sound = real(path, rate)
         return sound[:-5] if path.name == "101-1-0002.flac" else sound
 
-    monkeypatch.setattr(module, "load_audio", shorter)
+    monkeypatch.setattr(encode, "load_audio", shorter)
     summary = extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))
     assert len(summary.skipped) == 1
     assert "when the lengths were planned" in summary.skipped[0][1]
@@ -192,11 +311,51 @@ def test_a_file_that_changes_after_planning_is_listed(
     assert np.isfinite(store.load("train").z.numpy()).all()
 
 
-def test_a_codec_that_does_not_decode_is_refused(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arlat_data.codecs.mel import build
-
-    codec = build_codec("mel")
-    monkeypatch.setattr(type(codec), "decode", lambda self, z: torch.rand(len(z), z.shape[1] * 240) - 0.5)
-    assert build is not None
-    with pytest.raises(UserError, match="agreement"):
+@pytest.mark.parametrize(
+    ("decoded", "message"),
+    [
+        (lambda z: torch.rand(len(z), z.shape[1] * 240) - 0.5, "agreement"),
+        (lambda z: torch.zeros(len(z), z.shape[1] * 120), "promised audio"),
+        (lambda z: torch.full((len(z), z.shape[1] * 240), torch.nan), "not finite"),
+    ],
+)
+def test_a_codec_that_does_not_decode_is_refused(
+    decoded: Callable[[torch.Tensor], torch.Tensor],
+    message: str,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Mel, "decode", lambda self, z: decoded(z))
+    with pytest.raises(UserError, match=message):
         extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_latents_that_are_not_finite_are_listed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = Mel.encode, []
+
+    def spoilt(self: Mel, audio: torch.Tensor) -> torch.Tensor:
+        calls.append(len(audio))
+        z = real(self, audio)
+        return torch.full_like(z, torch.nan) if len(calls) == 9 else z
+
+    monkeypatch.setattr(Mel, "encode", spoilt)
+    summary = extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))
+    assert len(summary.skipped) == 1
+    assert "latents that are not finite" in summary.skipped[0][1]
+    path, store = summary.skipped[0][0], LatentStore.open(tmp_path / "s")
+    assert (corpus / path).is_file()
+    assert path.removesuffix(".flac") not in {item.id for item in store.items}
+    assert np.isfinite(store.load("train").z.numpy()).all()
+    assert np.isfinite(store.load("eval").z.numpy()).all()
+
+
+def test_what_a_store_holds_is_shown(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show([str(whole)], "arlat data show") == 0
+    printed = capsys.readouterr().out
+    assert "D = 80 at 100 Hz" in printed
+    assert "train: 5 speakers, 25 utterances" in printed
+    assert codecs([], "arlat data codecs") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"mel", "mimi", "lyra", "stack"} <= set(names)

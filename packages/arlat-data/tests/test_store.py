@@ -1,16 +1,21 @@
 """The latent store: round trips, refusals, faults, crops."""
 
+import hashlib
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 from arlat_core.config import UserError
 from arlat_core.types import LatentSpec
 from arlat_data.store import LatentStore, Split, write_store
-from arlat_data.store_writer import place
-from arlat_data.verify import broken_shards
+from arlat_data.store_layout import read_header
+from arlat_data.store_writer import Row, place
+from arlat_data.verify import broken_files, broken_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +24,10 @@ DIM = 3
 
 def spec(dim: int = DIM) -> LatentSpec:
     return LatentSpec(codec="toy", space="toy", dim=dim, frame_rate=12.5, sample_rate=16000, fingerprint="0")
+
+
+def tree(path: Path) -> dict[str, str]:
+    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files_of(path)}
 
 
 def rows(lengths: list[int], seed: int = 0) -> list[tuple[str, str, str, np.ndarray, np.ndarray | None]]:
@@ -72,14 +81,17 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     bad[1][3][2, 1] = np.nan
     with pytest.raises(UserError, match="u1 gave latents that are not finite"):
         write_store(tmp_path / "nan", spec(), bad)
-    with pytest.raises(UserError, match="unfinished"):
-        LatentStore.open(tmp_path / "nan")
+    assert not (tmp_path / "nan").exists()
     big = rows([5, 6])
     big[0][3][0, 0] = 1e6
     with pytest.raises(UserError, match="--dtype float32"):
         write_store(tmp_path / "big", spec(), big)
     with pytest.raises(UserError, match="twice"):
         write_store(tmp_path / "twice", spec(), [*rows([5]), *rows([5])])
+    with pytest.raises(UserError, match="both splits"):
+        write_store(tmp_path / "leak", spec(), [*rows([5]), ("x", "s0", "train", np.ones((2, DIM)), None)])
+    with pytest.raises(UserError, match=r"'test'.*train, eval"):
+        write_store(tmp_path / "split", spec(), [("x", "s0", "test", np.ones((2, DIM)), None)])
     with pytest.raises(UserError, match="no latent store"):
         LatentStore.open(tmp_path / "nothing")
     write_store(tmp_path / "good", spec(), rows([5, 6]))
@@ -101,22 +113,66 @@ def test_every_fault_is_named_and_never_read(tmp_path: Path, fault: str, shard: 
         file.write_bytes({"empty": b"", "truncated": bytes(data[:-100]), "flipped": bytes(data)}[fault])
     assert list(broken_shards(tmp_path / "s")) == [shard]
     if fault == "flipped":
-        with pytest.raises(ValueError, match="checksum"):
+        with pytest.raises(UserError, match=f"shard {shard}.*arlat data verify"):
             LatentStore.open(tmp_path / "s").frames(f"u{shard}")
+        with pytest.raises(UserError, match=f"shard {shard}.*arlat data verify"):
+            LatentStore.open(tmp_path / "s").load("eval" if shard == 0 else "train")
     else:
         with pytest.raises(UserError, match=f"shard {shard}.*arlat data verify"):
             LatentStore.open(tmp_path / "s")
 
 
-def test_a_full_disk_leaves_no_store_and_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path))
 
-    monkeypatch.setattr("arlat_data.store_writer.write_manifest", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_store(tmp_path / "s", spec(), rows([5]))
+    with monkeypatch.context() as patch:
+        patch.setattr("arlat_data.store_writer.write_manifest", full)
+        with pytest.raises(UserError, match="/s cannot be written: No space left"):
+            write_store(tmp_path / "s", spec(), rows([5]))
     with pytest.raises(UserError, match="unfinished"):
         LatentStore.open(tmp_path / "s")
+    write_store(tmp_path / "s", spec(), rows([5]))
+    write_store(tmp_path / "other", spec(), rows([5]))
+    assert tree(tmp_path / "s") == tree(tmp_path / "other")
+
+
+def test_a_store_is_not_written_over(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", spec(), rows([5, 6]))
+    before = tree(tmp_path / "s")
+    with pytest.raises(UserError, match="not empty"):
+        write_store(tmp_path / "s", spec(), rows([7]))
+    assert tree(tmp_path / "s") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="not empty"):
+        write_store(tmp_path / "mine", spec(), rows([7]))
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_two_writers_of_one_store(tmp_path: Path) -> None:
+    def late() -> Iterator[Row]:
+        yield from rows([5])
+        with pytest.raises(UserError, match="in use by process"):
+            write_store(tmp_path / "s", spec(), rows([6]))
+
+    write_store(tmp_path / "s", spec(), late())
+    assert LatentStore.open(tmp_path / "s").length("u0") == 5
+
+
+def test_empty_utterances_are_listed(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", spec(), rows([3, 0, 1]))
+    store = LatentStore.open(tmp_path / "s")
+    assert [item.id for item in store.items] == ["u0", "u2"]
+    assert store.skipped == [{"path": "u1", "reason": "it has 0 frames"}]
+
+
+def test_a_store_without_utterances_opens(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", spec(), rows([0, 0]))
+    store = LatentStore.open(tmp_path / "s")
+    assert store.items == ()
+    assert len(store.load("train").z) == 0
+    assert np.isnan(store.mean).all()
 
 
 def test_the_number_of_files_does_not_depend_on_the_number_of_utterances(tmp_path: Path) -> None:
@@ -145,11 +201,70 @@ def test_crops_lie_inside_utterances(lengths: list[int], frames: int, seed: int)
     assert bool((crops[:, 1:, 1] - crops[:, :-1, 1] == 1).all())
 
 
-def test_a_changed_index_is_refused(tmp_path: Path) -> None:
-    write_store(tmp_path / "s", spec(), rows([5, 6]))
-    index = tmp_path / "s" / "utterances.json"
-    items = json.loads(index.read_text())
-    items[0]["speaker"] = "other"
-    index.write_text(json.dumps(items))
-    with pytest.raises(UserError, match=r"utterances\.json"):
-        LatentStore.open(tmp_path / "s")
+def files_of(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def test_a_flipped_bit_in_any_file_is_named(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", spec(), rows([200, 200]), shard_frames=256, truth={"a": 1})
+    for file in files_of(tmp_path / "s"):
+        name, data = str(file.relative_to(tmp_path / "s")), file.read_bytes()
+        file.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        if name == "store.json":
+            with pytest.raises(UserError, match=r"store\.json is not what was written"):
+                read_header(tmp_path / "s")
+        else:
+            header = read_header(tmp_path / "s")
+            told = [*broken_shards(tmp_path / "s", header).values(), *broken_files(tmp_path / "s", header)]
+            assert len(told) == 1, name
+            assert name in told[0]
+        file.write_bytes(data)
+    assert broken_shards(tmp_path / "s") == {}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_mutated_header_or_manifest_gives_a_sentence(header_bytes: tuple[Path, bytes], data: st.DataObject) -> None:
+    path, whole = header_bytes
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    changed = changed[: data.draw(st.sampled_from([len(changed), len(changed) // 2, 0]))]
+    (path / "store.json").write_bytes(bytes(changed))
+    if bytes(changed) == whole:
+        LatentStore.open(path)
+        return
+    try:
+        LatentStore.open(path)
+    except UserError:
+        pass
+    else:  # the bytes differ and the JSON does not: white space
+        assert json.loads(bytes(changed)) == json.loads(whole)
+
+
+@pytest.fixture(scope="module")
+def header_bytes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("header") / "s"
+    write_store(path, spec(), rows([5, 6]))
+    return path, (path / "store.json").read_bytes()
+
+
+def test_the_index_can_be_read_by_any_zarr_reader(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", spec(), rows([5, 6, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        group = zarr.open_group(tmp_path / "s", mode="r")
+        assert group["id"][:].tolist() == ["u0", "u1", "u2"]  # type: ignore[union-attr, index]
+        assert group["start"][:].tolist() == [0, 5, 11]  # type: ignore[union-attr, index]
+        assert group["length"][:].tolist() == [5, 6, 1]  # type: ignore[union-attr, index]
+    assert LatentSpec.model_validate(group.attrs["spec"]) == spec()
+
+
+def test_a_shard_that_is_lost_after_opening_is_not_read_as_numbers(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", spec(), rows([200, 200]), shard_frames=256)
+    store = LatentStore.open(tmp_path / "s")
+    (tmp_path / "s" / "z" / "c" / "1" / "0").unlink()
+    with pytest.raises(UserError, match="shard 1"):
+        store.frames("u1")
+    with pytest.raises(UserError, match="shard 1"):
+        store.load("train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +14,14 @@ import numpy.typing as npt
 import torch
 import zarr
 from arlat_core.config import UserError
-from arlat_core.files import sha256_file
-from arlat_core.types import LatentSpec, fingerprint
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from arlat_data.store_writer import SCHEMA, Item, StoreWriter, manifest_path, read_manifest, shard_files, write_store
+from arlat_data.splits import SPLITS
+from arlat_data.store_layout import INDEX, Header, Item, check_file, look, read_header
+from arlat_data.store_writer import StoreWriter, write_store
 
 __all__ = ["Item", "LatentStore", "Split", "StoreWriter", "write_store"]
-
-SPLITS = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -47,61 +46,34 @@ class Split:
         draw = torch.randint(int(ends[-1]), (count,), generator=generator)
         utterance = torch.searchsorted(ends, draw, right=True)
         first = self.start[utterance] + draw - (ends[utterance] - room[utterance])
-        return self.z[first[:, None] + torch.arange(frames)]
-
-
-def fault(path: Path, shard: int, expected: list[str]) -> str | None:
-    """What a cheap look finds wrong with a shard: its manifest, its files and their sizes; None when nothing."""
-    if not manifest_path(path, shard).exists():
-        return "its manifest is missing"
-    manifest = read_manifest(path, shard)
-    if manifest["sha256"] != expected:
-        return "its manifest is not the one that the store was finished with"
-    for file, size in zip(shard_files(path, shard), manifest["bytes"], strict=True):
-        if not file.exists():
-            return f"{file.relative_to(path)} is missing"
-        if file.stat().st_size != size:
-            return f"{file.relative_to(path)} has {file.stat().st_size} bytes, and was written with {size}"
-    return None
+        rows = (first[:, None] + torch.arange(frames)).flatten().to(self.z.device)
+        return self.z.index_select(0, rows).view(count, frames, self.z.shape[1])
 
 
 class LatentStore:
-    """A finished store on disk. Opening checks the manifests and the sizes of the shards, not every byte."""
+    """A finished store on disk. Opening checks the names and sizes of the shards and the index, not every byte."""
 
-    def __init__(self, path: Path, header: dict[str, Any], items: list[Item]) -> None:
-        self.path, self.header, self.items = path, header, items
-        self.spec = LatentSpec.model_validate(header["spec"])
-        self._by_id = {item.id: item for item in items}
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path, self.header, self.spec = path, header, header.spec
 
     @classmethod
     def open(cls, path: Path | str) -> LatentStore:
         """Opens a finished store; UserError says what is missing, broken or unfinished."""
         path = Path(path)
-        if not (path / "store.json").exists():
-            state = (
-                "is an unfinished store: run the command that makes it again"
-                if (path / "zarr.json").exists()
-                else ("is no latent store: make one with `arlat data extract` or `arlat data synth`")
-            )
-            raise UserError(f"{path} {state}.")
-        header = json.loads((path / "store.json").read_text(encoding="utf-8"))
-        if header.get("schema") != SCHEMA:
-            raise UserError(
-                f"{path} has schema {header.get('schema')!r}; this version reads {SCHEMA}. Extract it anew."
-            )
-        for shard, expected in enumerate(header["sha256"]):
-            wrong = fault(path, shard, expected)
-            if wrong:
+        header = read_header(path)
+        for shard, manifest in enumerate(header.shards):
+            wrong = look(path, shard, manifest)
+            if wrong is not None:
                 raise UserError(f"{path} is broken: shard {shard}: {wrong}. See `arlat data verify {path}`.")
-        if sha256_file(path / "utterances.json") != header["utterances"]:
-            raise UserError(f"{path} is broken: utterances.json is not what was written. Extract it anew.")
-        items = [Item(**row) for row in json.loads((path / "utterances.json").read_text(encoding="utf-8"))]
-        return cls(path, header, items)
+        for name in header.files:
+            if name not in ("moments.safetensors", "truth.json"):  # large; checked when they are read
+                check_file(path, header, name)
+        return cls(path, header)
 
     @property
     def hash(self) -> str:
-        """Hash of the contents: spec, utterances and every shard's sha256."""
-        return fingerprint({key: self.header[key] for key in ("spec", "sha256", "utterances")})
+        """Hash of the contents: spec, index and every shard's sha256."""
+        return self.header.hash
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -111,12 +83,23 @@ class LatentStore:
     @property
     def skipped(self) -> list[dict[str, str]]:
         """Files that could not be read: path and reason."""
-        return list(self.header.get("skipped", []))
+        return [left.model_dump() for left in self.header.skipped]
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What the maker of the store noted."""
-        return dict(self.header.get("attributes", {}))
+        return dict(self.header.attributes)
+
+    @cached_property
+    def items(self) -> tuple[Item, ...]:
+        """The utterances in the order of their rows."""
+        group = self._group
+        columns = [np.asarray(group[name][:]).tolist() for name in INDEX] if self.header.files.get("id/c/0") else []
+        return tuple(map(Item._make, zip(*columns, strict=True)))
+
+    @cached_property
+    def _by_id(self) -> dict[str, Item]:
+        return {item.id: item for item in self.items}
 
     def ids(self, split: str) -> list[str]:
         """Utterances of a split, in order."""
@@ -140,15 +123,30 @@ class LatentStore:
 
     def frames(self, utterance: str) -> npt.NDArray[np.float32]:
         """Latents [t d] float32 of one utterance."""
-        return self._rows("z", self.item(utterance))
+        item = self.item(utterance)
+        found = self._read("z", item.start, item.length).astype(np.float32)
+        self._require_finite(found, f"{utterance!r} in shard {item.start // self.header.shard_frames}")
+        return found
 
     def energy(self, utterance: str) -> npt.NDArray[np.float32]:
         """Frame energies [t] in dB; NaN in a synthetic store."""
-        return self._rows("energy", self.item(utterance))
+        item = self.item(utterance)
+        return self._read("energy", item.start, item.length).astype(np.float32)
 
-    def _rows(self, name: str, item: Item) -> npt.NDArray[np.float32]:
-        array = self._group[name]
-        return np.asarray(array[item.start : item.start + item.length], dtype=np.float32)
+    def _read(self, name: str, start: int, rows: int) -> npt.NDArray[Any]:
+        """Rows of an array; UserError names the shard when its checksum or its file is wrong."""
+        try:
+            return np.asarray(self._group[name][start : start + rows])
+        except (ValueError, RuntimeError, LookupError, OSError) as error:
+            shard = start // self.header.shard_frames
+            raise UserError(
+                f"{self.path} is broken: shard {shard} of {name}: {error}. See `arlat data verify {self.path}`."
+            ) from error
+
+    def _require_finite(self, z: npt.NDArray[np.float32], where: str) -> None:
+        # a shard that is lost after opening is read as the fill value
+        if not np.isfinite(z).all():
+            raise UserError(f"{self.path} is broken: {where} has no finite rows. See `arlat data verify {self.path}`.")
 
     @cached_property
     def _group(self) -> Any:
@@ -157,7 +155,7 @@ class LatentStore:
     @cached_property
     def moments(self) -> dict[str, npt.NDArray[np.float64]]:
         """mean [d] and covariance [d d] of the training frames, float64."""
-        return load_file(self.path / "moments.safetensors")
+        return load_file(check_file(self.path, self.header, "moments.safetensors"))
 
     @property
     def mean(self) -> npt.NDArray[np.float64]:
@@ -172,37 +170,36 @@ class LatentStore:
     @property
     def truth(self) -> dict[str, Any] | None:
         """Known answers of a synthetic store."""
-        path = self.path / "truth.json"
-        if not path.exists():
+        if "truth.json" not in self.header.files:
             return None
+        path = check_file(self.path, self.header, "truth.json")
         answers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return answers
 
     def load(self, split: str, device: str = "cpu") -> Split:
-        """All frames of a split, read shard by shard."""
-        wanted = [item for item in self.items if item.split == split]
-        rows = self.header["shard_frames"]
-        z, energy, start, at = [], [], [], 0
-        for shard in sorted({item.start // rows for item in wanted}):
-            block = np.asarray(self._group["z"][shard * rows : (shard + 1) * rows], dtype=np.float32)
-            loud = np.asarray(self._group["energy"][shard * rows : (shard + 1) * rows], dtype=np.float32)
-            for item in (item for item in wanted if item.start // rows == shard):
-                here = item.start - shard * rows
-                z.append(block[here : here + item.length])
-                energy.append(loud[here : here + item.length])
-                start.append(at)
+        """All frames of a split, read shard by shard into memory."""
+        names = set(self.ids(split))
+        wanted = [item for item in self.items if item.id in names]
+        length = np.array([item.length for item in wanted], np.int64)
+        start = np.cumsum(length) - length
+        z = np.empty((int(length.sum()), self.spec.dim), np.float32)
+        energy = np.empty(len(z), np.float32)
+        at = 0
+        for shard, some in itertools.groupby(wanted, lambda item: item.start // self.header.shard_frames):
+            items = list(some)
+            first, end = items[0].start, items[-1].start + items[-1].length
+            block, loud = self._read("z", first, end - first), self._read("energy", first, end - first)
+            began = at
+            for item in items:
+                here = slice(item.start - first, item.start - first + item.length)
+                z[at : at + item.length], energy[at : at + item.length] = block[here], loud[here]
                 at += item.length
-        lengths = [item.length for item in wanted]
-        latents = np.concatenate(z) if z else np.zeros((0, self.spec.dim), np.float32)
-        if not np.isfinite(latents).all():
-            raise UserError(
-                f"{self.path} has rows that are not finite in split {split!r}: run `arlat data verify {self.path}`."
-            )
+            self._require_finite(z[began:at], f"shard {shard}")
         return Split(
-            torch.from_numpy(latents).to(device),
-            torch.tensor(start, dtype=torch.int64),
-            torch.tensor(lengths, dtype=torch.int64),
+            torch.from_numpy(z).to(device),
+            torch.from_numpy(start),
+            torch.from_numpy(length),
             [item.id for item in wanted],
             [item.speaker for item in wanted],
-            torch.from_numpy(np.concatenate(energy)) if energy else torch.zeros(0),
+            torch.from_numpy(energy),
         )

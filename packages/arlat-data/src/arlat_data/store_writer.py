@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from arlat_core.config import UserError
-from arlat_core.files import atomic_write, sha256_file, write_json
+from arlat_core.files import atomic_write, sha256_file, sync_folder, write_json
+from arlat_core.run import check_settings, run_directory
 from arlat_core.types import LatentSpec
 from safetensors.numpy import save
 from zarr.codecs import Crc32cCodec
 
-CHUNK_FRAMES = 256
-SHARD_FRAMES = 65_536
-SCHEMA = 1
-DType = Literal["float16", "float32"]
-Row = tuple[str, str, str, npt.NDArray[np.floating[Any]], npt.NDArray[np.floating[Any]] | None]
+from arlat_data.splits import SPLITS
+from arlat_data.store_layout import (
+    CHUNK_FRAMES,
+    INDEX,
+    SCHEMA,
+    SHARD_FRAMES,
+    WORK,
+    DType,
+    Failed,
+    Header,
+    Item,
+    Left,
+    done,
+    read_manifest,
+    write_manifest,
+)
 
-
-@dataclass(frozen=True)
-class Item:
-    """One utterance's place: rows start … start+length of the array `z`, all in one shard; `samples` of its audio."""
-
-    id: str
-    speaker: str
-    split: str
-    start: int
-    length: int
-    samples: int = 0
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
+Row: TypeAlias = tuple[str, str, str, FloatArray, FloatArray | None]
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def place(wanted: Sequence[tuple[str, str, str, int, int]], shard_frames: int = SHARD_FRAMES) -> list[Item]:
     """Gives each (id, speaker, split, frames, samples) its rows, in order; none straddles a shard.
 
-    Raises UserError for an id that comes twice, or an utterance longer than a shard.
+    Raises UserError for an id that comes twice, a speaker in two splits, an unknown split, or an utterance longer than
+    a shard.
     """
-    items, at, seen = [], 0, set()
+    items: list[Item] = []
+    at, seen, sides = 0, set(), dict[str, str]()
     for name, speaker, split, frames, samples in wanted:
         if name in seen:
             raise UserError(f"The utterance {name!r} comes twice. Ids must differ; rename one of the files.")
+        if split not in SPLITS:
+            raise UserError(f"The utterance {name!r} is in the split {split!r}. Splits: {', '.join(SPLITS)}.")
+        if sides.setdefault(speaker, split) != split:
+            raise UserError(f"The speaker {speaker!r} is in both splits ({name!r} in {split}). Give each speaker one.")
         if frames > shard_frames:
             raise UserError(f"{name} has {frames} frames, and a shard holds {shard_frames}. Cut the recording.")
         seen.add(name)
@@ -61,115 +74,174 @@ def shard_size(frames: int, at_most: int = SHARD_FRAMES) -> int:
     return max(CHUNK_FRAMES, min(at_most, -(-frames // CHUNK_FRAMES) * CHUNK_FRAMES))
 
 
+@contextmanager
+def claim(path: Path, repairing: bool = False) -> Iterator[None]:
+    """Locks a store for the one process that writes it, and clears away what a killed one left half written.
+
+    A finished store is locked only for repairing. Raises UserError when another process holds it, when the folder holds something else, or when the disk is full.
+    """
+    fresh = not path.exists()
+    taken = UserError(f"{path} exists and is not empty. Choose another --out, or remove it.")
+    ours = (path / WORK).exists() or repairing
+    if not fresh and not ours and (not path.is_dir() or any(path.iterdir())):
+        raise taken
+    try:
+        with run_directory(path / WORK, {}):
+            try:
+                if (path / "store.json").exists() != repairing:
+                    raise taken
+                sweep(path)
+                yield
+            finally:
+                if (path / "store.json").exists() or not (path / "zarr.json").exists():
+                    shutil.rmtree(path / WORK)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{path} cannot be written: {os.strerror(error.errno or 0)}. Make room and run the same command again; it goes on from here."
+        ) from error
+    finally:
+        if fresh and path.exists() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def sweep(path: Path) -> None:
+    """Removes files that a killed writer never renamed to their final name."""
+    for left in [*path.rglob("*.partial"), *path.glob(".*.tmp"), *path.glob("manifest/.*.tmp")]:
+        left.unlink()
+
+
+def settle(path: Path, settings: dict[str, Any]) -> None:
+    """Binds a claimed store to the settings that decide its bytes; UserError lists how others that it was begun with differ."""
+    if not any((path / "manifest").glob("shard-*.json")):
+        (path / WORK / "settings.json").unlink(missing_ok=True)
+    check_settings(path / WORK / "settings.json", settings)
+
+
 class StoreWriter:
     """Writes the shards of one planned store; shards may be written by different processes, each by one."""
 
-    def __init__(self, path: Path, items: Sequence[Item], dim: int, dtype: DType, shard_frames: int) -> None:
-        self.path, self.items, self.dim, self.dtype, self.shard_frames = path, list(items), dim, dtype, shard_frames
+    def __init__(self, path: Path, spec: LatentSpec, items: Sequence[Item], dtype: DType, shard_frames: int) -> None:
+        self.path, self.spec, self.items, self.dtype, self.shard_frames = path, spec, list(items), dtype, shard_frames
         last = self.items[-1] if self.items else None
         self.shards = 0 if last is None else (last.start + max(last.length, 1) - 1) // shard_frames + 1
+        self._of_shard: dict[int, list[Item]] = {
+            shard: list(some) for shard, some in itertools.groupby(self.items, lambda item: item.start // shard_frames)
+        }
 
     @classmethod
     def create(
-        cls, path: Path, items: Sequence[Item], dim: int, dtype: DType = "float16", shard_frames: int = SHARD_FRAMES
+        cls,
+        path: Path,
+        spec: LatentSpec,
+        items: Sequence[Item],
+        dtype: DType = "float16",
+        shard_frames: int = SHARD_FRAMES,
     ) -> StoreWriter:
         """Makes the arrays of a planned store, or takes up those that are there."""
-        writer = cls(path, items, dim, dtype, shard_frames)
-        if not (path / "z" / "zarr.json").exists() or not (path / "energy" / "zarr.json").exists():
-            path.mkdir(parents=True, exist_ok=True)
-            group = zarr.open_group(path, mode="a", zarr_format=3)
-            rows = writer.shards * shard_frames
-            layouts: list[tuple[str, tuple[int, ...], str]] = [
-                ("z", (rows, dim), dtype),
-                ("energy", (rows,), "float32"),
-            ]
-            for name, shape, kind in layouts:
-                chunk = min(CHUNK_FRAMES, shard_frames)
-                group.create_array(
-                    name,
-                    shape=shape,
-                    dtype=kind,
-                    chunks=(chunk, *shape[1:]),
-                    shards=(shard_frames, *shape[1:]),
-                    compressors=[Crc32cCodec()],
-                    fill_value=float("nan"),
-                    overwrite=True,
-                )
+        writer = cls(Path(path), spec, items, dtype, shard_frames)
+        layouts = {
+            "z": ((writer.shards * shard_frames, spec.dim), dtype),
+            "energy": ((writer.shards * shard_frames,), "float32"),
+        }
+        group = zarr.open_group(
+            path, mode="a", zarr_format=3, attributes={"format": SCHEMA, "spec": spec.model_dump(mode="json")}
+        )
+        for name, (shape, kind) in layouts.items():
+            if (writer.path / name / "zarr.json").exists():
+                array = group[name]
+                if not isinstance(array, zarr.Array) or (array.shape, str(array.dtype)) != (shape, kind):
+                    raise UserError(f"{path} was begun with another plan. Choose another --out, or remove it.")
+                continue
+            group.create_array(
+                name,
+                shape=shape,
+                dtype=kind,
+                chunks=(min(CHUNK_FRAMES, shard_frames), *shape[1:]),
+                shards=(shard_frames, *shape[1:]),
+                compressors=[Crc32cCodec()],
+                fill_value=float("nan"),
+            )
         return writer
 
     def of_shard(self, shard: int) -> list[Item]:
         """The utterances of one shard, in order."""
-        return [item for item in self.items if item.start // self.shard_frames == shard]
+        return self._of_shard.get(shard, [])
 
     def done(self, shard: int) -> bool:
-        """Whether a shard's manifest is there, which is written last."""
-        return manifest_path(self.path, shard).exists()
+        """Whether a shard has its manifest, which is written last, and files of the sizes that it tells."""
+        return done(self.path, shard)
 
     def write_shard(
         self,
         shard: int,
-        rows: dict[str, tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.floating[Any]] | None]],
-        failed: Sequence[dict[str, str]] = (),
+        rows: dict[str, tuple[FloatArray, FloatArray | None]],
+        failed: Sequence[Failed] = (),
     ) -> None:
         """Writes a shard from {id: (z [t d], energy [t] or None)} and then its manifest.
 
-        Utterances of the plan that are not in `rows` must be in `failed` ({"id", "path", "reason"}); their rows stay NaN.
+        Utterances of the plan that are not in `rows` must be in `failed`; their rows stay NaN.
         """
-        z = np.full((self.shard_frames, self.dim), np.nan, dtype=self.dtype)
+        lost = {row.id for row in failed}
+        z = np.full((self.shard_frames, self.spec.dim), np.nan, dtype=self.dtype)
         energy = np.full(self.shard_frames, np.nan, dtype=np.float32)
+        count = 0
         for item in self.of_shard(shard):
-            if item.id not in rows:
+            if item.id in lost:
                 continue
             latents, loud = rows[item.id]
-            check_rows(item, latents, self.dim, self.dtype)
+            check_rows(item, latents, self.spec.dim, self.dtype)
             here = item.start - shard * self.shard_frames
             z[here : here + item.length] = latents
             if loud is not None:
                 energy[here : here + item.length] = loud
+            count += item.length
         span = slice(shard * self.shard_frames, (shard + 1) * self.shard_frames)
         with zarr.config.set({"array.write_empty_chunks": True}):  # a shard of NaN is written too, and can be hashed
             group = zarr.open_group(self.path, mode="r+")
             group["z"][span] = z  # type: ignore[index]
             group["energy"][span] = energy  # type: ignore[index]
-        write_manifest(self.path, shard, failed)
+        write_manifest(self.path, shard, count, failed)
 
     def finish(
         self,
-        spec: LatentSpec,
         *,
-        skipped: Sequence[dict[str, str]] = (),
+        skipped: Sequence[Left] = (),
         attributes: dict[str, Any] | None = None,
         truth: dict[str, Any] | None = None,
-    ) -> None:
+    ) -> Header:
         """Writes the index, the training moments and, last, `store.json`; every shard must be done."""
-        missing = [shard for shard in range(self.shards) if not self.done(shard)]
+        manifests = [read_manifest(self.path, shard) for shard in range(self.shards)]
+        missing = [shard for shard, manifest in enumerate(manifests) if manifest is None]
         if missing:
             raise UserError(f"{self.path} is unfinished: shards {missing} are missing. Run the same command again.")
-        manifests = [read_manifest(self.path, shard) for shard in range(self.shards)]
-        failed = [row for manifest in manifests for row in manifest["failed"]]
-        lost = {row["id"] for row in failed}
-        kept = [item for item in self.items if item.id not in lost and item.length > 0]
-        write_json(self.path / "utterances.json", [asdict(item) for item in kept])
-        atomic_write(
-            self.path / "moments.safetensors", save(training_moments(self.path, kept, self.dim, self.shard_frames))
-        )
+        shards = tuple(manifest for manifest in manifests if manifest is not None)
+        failed = [row for manifest in shards for row in manifest.failed]
+        empty = [Left(path=item.id, reason="it has 0 frames") for item in self.items if item.length == 0]
+        lost = {row.id for row in failed} | {row.path for row in empty}
+        kept = [item for item in self.items if item.id not in lost]
+        write_index(self.path, kept)
+        moments = training_moments(self.path, kept, self.spec.dim, self.shard_frames)
+        atomic_write(self.path / "moments.safetensors", save(moments))
         if truth is not None:
             write_json(self.path / "truth.json", truth)
-        header = {
-            "schema": SCHEMA,
-            "spec": spec.model_dump(mode="json"),
-            "dtype": self.dtype,
-            "shards": self.shards,
-            "shard_frames": self.shard_frames,
-            "sha256": [manifest["sha256"] for manifest in manifests],
-            "utterances": sha256_file(self.path / "utterances.json"),
-            "skipped": [*skipped, *({"path": row["path"], "reason": row["reason"]} for row in failed)],
-            "attributes": attributes or {},
-        }
-        write_json(self.path / "store.json", header)
+        unread = [Left(path=row.path, reason=row.reason) for row in failed]
+        header = Header(
+            format=SCHEMA,
+            spec=self.spec,
+            dtype=self.dtype,
+            shard_frames=self.shard_frames,
+            shards=shards,
+            files=other_files(self.path),
+            skipped=(*skipped, *unread, *empty),
+            attributes=attributes or {},
+        ).sealed()
+        write_json(self.path / "store.json", header.model_dump(mode="json"))
+        return header
 
 
-def check_rows(item: Item, latents: npt.NDArray[np.floating[Any]], dim: int, dtype: str) -> None:
+def check_rows(item: Item, latents: FloatArray, dim: int, dtype: str) -> None:
     """Refuses latents of another shape than planned, or that the store's type cannot hold."""
     if latents.shape != (item.length, dim):
         raise UserError(f"{item.id} gave latents {latents.shape}, and {(item.length, dim)} was planned.")
@@ -181,46 +253,49 @@ def check_rows(item: Item, latents: npt.NDArray[np.floating[Any]], dim: int, dty
         )
 
 
-def shard_files(path: Path, shard: int) -> list[Path]:
-    """The files of one shard: its latents and its energies."""
-    return [path / "z" / "c" / str(shard) / "0", path / "energy" / "c" / str(shard)]
+def write_index(path: Path, items: Sequence[Item]) -> None:
+    """Writes one array [U] per field of the utterances, one chunk each."""
+    group = zarr.open_group(path, mode="r+")
+    for name in INDEX:
+        text = name in ("id", "speaker", "split")
+        array = group.create_array(
+            name,
+            shape=(len(items),),
+            dtype="string" if text else "int64",
+            chunks=(max(1, len(items)),),
+            compressors=[Crc32cCodec()],
+            overwrite=True,
+        )
+        if items:
+            values = [getattr(item, name) for item in items]
+            array[:] = np.array(values, dtype=object if text else np.int64)
 
 
-def manifest_path(path: Path, shard: int) -> Path:
-    """Where a shard's manifest is."""
-    return path / "manifest" / f"shard-{shard:06d}.json"
-
-
-def write_manifest(path: Path, shard: int, failed: Sequence[dict[str, str]]) -> None:
-    """Says that a shard is done, with the size and hash of its files."""
-    files = shard_files(path, shard)
-    entry = {
-        "sha256": [sha256_file(file) for file in files],
-        "bytes": [file.stat().st_size for file in files],
-        "failed": sorted(failed, key=lambda row: row["id"]),
-    }
-    write_json(manifest_path(path, shard), entry)
-
-
-def read_manifest(path: Path, shard: int) -> dict[str, Any]:
-    """Reads one manifest."""
-    manifest: dict[str, Any] = json.loads(manifest_path(path, shard).read_text(encoding="utf-8"))
-    return manifest
+def other_files(path: Path) -> dict[str, str]:
+    """sha256 of all files of a store that are no shard and no manifest: index, metadata, moments, truth."""
+    names = [f"{name}/c/0" for name in INDEX] + [f"{name}/zarr.json" for name in ("z", "energy", *INDEX)]
+    names += ["zarr.json", "moments.safetensors", "truth.json"]
+    found = [name for name in names if (path / name).is_file()]
+    for name in found:
+        with (path / name).open("rb") as handle:
+            os.fsync(handle.fileno())
+        sync_folder((path / name).parent)
+    return {name: sha256_file(path / name) for name in found}
 
 
 def training_moments(
     path: Path, items: Sequence[Item], dim: int, shard_frames: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Mean [d] and covariance [d d] of the training frames, float64, shard by shard in two passes of sums."""
+    """Mean [d] and covariance [d d] of the training frames, float64, from sums about the first utterance's mean."""
     array = zarr.open_group(path, mode="r")["z"]
     shift: npt.NDArray[np.float64] | None = None
     count, total, square = 0, np.zeros(dim), np.zeros((dim, dim))
-    for shard in sorted({item.start // shard_frames for item in items}):
-        block = np.asarray(array[shard * shard_frames : (shard + 1) * shard_frames], dtype=np.float64)  # type: ignore[index]
-        for item in items:
-            if item.start // shard_frames != shard or item.split != "train":
-                continue
-            x = block[item.start % shard_frames : item.start % shard_frames + item.length]
+    training = [item for item in items if item.split == "train"]
+    for shard, some in itertools.groupby(training, lambda item: item.start // shard_frames):
+        block = np.asarray(array[shard * shard_frames : (shard + 1) * shard_frames])  # type: ignore[index]
+        for item in some:
+            at = item.start - shard * shard_frames
+            x = block[at : at + item.length].astype(np.float64)
             shift = x.mean(0) if shift is None else shift
             x = x - shift
             count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
@@ -231,28 +306,34 @@ def training_moments(
 
 
 def write_store(
-    path: Path,
+    path: Path | str,
     spec: LatentSpec,
     utterances: Iterable[Row],
     *,
     dtype: DType = "float16",
     truth: dict[str, Any] | None = None,
     attributes: dict[str, Any] | None = None,
-    skipped: Sequence[dict[str, str]] = (),
+    skipped: Sequence[Left] = (),
     shard_frames: int = SHARD_FRAMES,
 ) -> None:
     """Writes a whole store from rows (id, speaker, split, z [t d], energy [t] or None) that fit in memory.
 
-    Raises UserError when `path` holds something already.
+    Raises UserError when `path` holds something already, or when a row is not finite.
     """
     path = Path(path)
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path} exists and is not empty. Choose another --out, or remove it.")
-    rows = list(utterances)
-    shard_frames = shard_size(sum(len(z) for _, _, _, z, _ in rows), shard_frames)
-    items = place([(name, speaker, split, len(z), 0) for name, speaker, split, z, _ in rows], shard_frames)
-    writer = StoreWriter.create(path, items, spec.dim, dtype, shard_frames)
-    content = {name: (z, energy) for name, _, _, z, energy in rows}
-    for shard in range(writer.shards):
-        writer.write_shard(shard, {item.id: content[item.id] for item in writer.of_shard(shard)})
-    writer.finish(spec, truth=truth, attributes=attributes, skipped=skipped)
+    if (path / "store.json").exists():
+        raise UserError(f"{path} exists and is not empty: it holds a store. Choose another --out, or remove it.")
+    with claim(path):
+        rows = list(utterances)
+        shard_frames = shard_size(sum(len(z) for _, _, _, z, _ in rows), shard_frames)
+        items = place([(name, speaker, split, len(z), 0) for name, speaker, split, z, _ in rows], shard_frames)
+        content = {name: (z, energy) for name, _, _, z, energy in rows}
+        for item in items:
+            check_rows(item, content[item.id][0], spec.dim, dtype)
+        settle(path, {"written": "whole", "spec": spec.model_dump(mode="json")})
+        for left in [child for child in path.iterdir() if child.name != WORK]:  # of a killed writer: rows may differ
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        writer = StoreWriter.create(path, spec, items, dtype, shard_frames)
+        for shard in range(writer.shards):
+            writer.write_shard(shard, {item.id: content[item.id] for item in writer.of_shard(shard)})
+        writer.finish(truth=truth, attributes=attributes, skipped=skipped)

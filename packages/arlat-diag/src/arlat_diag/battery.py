@@ -63,12 +63,13 @@ def chosen(only: str) -> list[str]:
 
 def diagnostic_config(config: Config, name: str) -> BaseConfig:
     """The configuration of one diagnostic, with the battery's seed where it does not set its own."""
-    own: BaseConfig = getattr(config, name) if name in type(config).model_fields else load("diagnostics", name).Config()
+    own: Any = getattr(config, name) if name in type(config).model_fields else load("diagnostics", name).Config()
     fields = type(own).model_fields
-    update: dict[str, Any] = {"seed": config.seed} if "seed" in fields and getattr(own, "seed") == 0 else {}
+    update: dict[str, Any] = {"seed": config.seed} if "seed" in fields and own.seed == 0 else {}
     if "predictor" in fields:
         update["predictor"] = diagnostic_config(config, "p1")
-    return own.model_copy(update=update)
+    copied: BaseConfig = own.model_copy(update=update)
+    return copied
 
 
 def run_battery(config: Config, progress: Callable[[str], None] = lambda _: None) -> Path:

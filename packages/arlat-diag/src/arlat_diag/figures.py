@@ -94,7 +94,7 @@ def draw(axes: Axes, line: Line, colour: str, marker: str = "o", style: str = "-
 
 def width_of(columns: int) -> float:
     """Inches of a row of small panels, so that they fill the page and no more."""
-    return min(11.0, 1.4 + 2.6 * columns)
+    return min(11.0, 1.6 + 2.6 * columns)
 
 
 def bar(axes: Axes, y: float, text: str, style: str = ":") -> None:
@@ -155,6 +155,7 @@ def rates(results: Mapping[str, Values], look: Look) -> bytes:
             if value.low is not None and value.high is not None:
                 axes.plot([value.low, value.high], [y, y], color=INK, linewidth=1.4, zorder=3)
         axes.set_yticks(range(len(found)), [label(name, 44) for name in reversed(found)])
+        axes.set_ylim(-0.6, max(1, len(found)) - 0.4)
         axes.axvline(0, color=INK, linewidth=1)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("bit/s that the past tells of the next frame (floor 0)")
@@ -179,7 +180,9 @@ def cosines(results: Mapping[str, Values], look: Look) -> bytes:
             axes.set_xlabel("horizon h, frames")
         room(grid[0][0], 0.0)
         grid[0][0].set_ylabel("direction cosine")
-        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(
+            *grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if len(results) == 1 else 4
+        )
         return svg(figure)
 
 

@@ -280,7 +280,7 @@ def show(results: Results, config: Config) -> None:
 
 def demo(config: Config) -> Results:
     """Runs the whole line into `config.out` and returns its results."""
-    from arlat_data import extract
+    from arlat_data.encode import codec_of
     from arlat_data.store import LatentStore
     from rich.console import Console
 
@@ -289,7 +289,7 @@ def demo(config: Config) -> Results:
     if repeated := sorted({text for text in config.codec if config.codec.count(text) > 1}):
         raise UserError(f"--codec names {', '.join(repeated)} more than once. Name each codec once.")
     for text in config.codec:
-        extract.codec_of(text, config.device)  # a codec that cannot be built is said before an hour's work, not after
+        codec_of(text, config.device)  # a codec that cannot be built is said before an hour's work, not after
     console = Console(stderr=True)
     with run_directory(config.out, settings_of(config)):
         console.print("[b]1/5[/b] speech")

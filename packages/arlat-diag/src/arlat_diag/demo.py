@@ -201,10 +201,12 @@ def prove(config: Config, console: Console) -> list[Path]:
     for store in sorted((folder / "stores").glob("*")):
         if not ((store / "truth.json").exists() and (store / "store.json").exists()):
             shutil.rmtree(store)  # a kill left it half-written
-    size: dict[str, Any] = {"processes": ("ar1",), "utterances": 64, "frames": 200} if config.quick else {}
+    processes, utterances = (("white",), 64) if config.quick else (("white", "ar1"), 128)
     with console.status("  calibration") as status:
         return calibrate(
-            CalibrationConfig(out=folder, dims=(8,), seed=config.seed, **size),
+            CalibrationConfig(
+                out=folder, dims=(8,), processes=processes, utterances=utterances, frames=200, seed=config.seed
+            ),
             lambda text: status.update(f"  calibration: {text}"),
         )
 
@@ -256,7 +258,9 @@ def show(results: Results, config: Config) -> None:
 
     from arlat_diag.tables import cell
 
-    table = Table("representation", "D", "Hz", title="Held-out speakers: value and 95 % interval")
+    table = Table(title="Held-out speakers: value and 95 % interval")
+    table.add_column("representation", overflow="fold")
+    table.add_column("D, Hz", justify="right")
     keys = {
         "bit/s": "p1.h1.information_rate",
         "ΔNLL_B5": "p1.h1.dnll_b5",
@@ -264,12 +268,12 @@ def show(results: Results, config: Config) -> None:
         "horizon": "r1.horizon.info_curve",
     }
     for head in keys:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for label, values in results.results.items():
         spec = results.representations[label].spec
         found = [cell(values.get(key), floor=True) for key in keys.values()]
         texts = [Text("\n".join(part for part in (c.text, c.small, c.floor) if part)) for c in found]
-        table.add_row(Text(label), str(spec.dim), f"{spec.frame_rate:g}", *texts)
+        table.add_row(Text(label), f"{spec.dim}\n{spec.frame_rate:g}", *texts)
     console = Console()
     console.print(table)
     for note in results.notes:

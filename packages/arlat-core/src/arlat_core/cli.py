@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -96,6 +97,8 @@ def run(target: str, arguments: list[str], prog: str) -> int:
     """Imports "module:function" and calls it as function(arguments, prog), turning a UserError into one message."""
     from arlat_core.config import UserError
 
+    # Threads that spin while they wait make a busy machine many times slower; this must be said before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     module, function = target.split(":")
     try:
         status = getattr(importlib.import_module(module), function)(arguments, prog)

@@ -13,6 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 import zarr
 from arlat_core.types import LatentSpec
-from arlat_data.store import LatentStore, write_store
+from arlat_data.store import LatentStore, Split, write_store
 
 RESULTS = Path(__file__).parent / "results" / "store.jsonl"
 CROP_FRAMES, BATCH, ROUNDS = 64, 256, 40
@@ -77,6 +78,16 @@ def row(
     }
 
 
+def listed(path: Path) -> list[str]:
+    """Opens a store and lists its training utterances."""
+    return LatentStore.open(path).ids("train")
+
+
+def loaded(path: Path) -> Split:
+    """Opens a store and loads its training split."""
+    return LatentStore.open(path).load("train")
+
+
 def crops(store: LatentStore, folder: Path, case: str) -> list[dict[str, Any]]:
     """Seconds per batch of crops: of the loaded split, and of a float32 memmap of the same frames, copied out."""
     split = store.load("train")
@@ -128,14 +139,14 @@ def main() -> None:
                     "store.open",
                     "LatentStore",
                     case,
-                    [timed(lambda at=path: LatentStore.open(at)) for _ in range(20)],
+                    [timed(partial(LatentStore.open, path)) for _ in range(20)],
                     None,
                 )
                 | {"files": files, "shards": len(store.header.shards)}
             )
-            listing = [timed(lambda at=path: LatentStore.open(at).ids("train")) for _ in range(20)]
+            listing = [timed(partial(listed, path)) for _ in range(20)]
             rows.append(row("store.open+ids", "LatentStore", case, listing, None))
-            loading = [timed(lambda at=path: LatentStore.open(at).load("train")) for _ in range(3)]
+            loading = [timed(partial(loaded, path)) for _ in range(3)]
             rows.append(row("store.load", "LatentStore", case, loading, None))
             rows += crops(store, Path(folder), f"{case} crop={CROP_FRAMES} batch={BATCH}")
     RESULTS.parent.mkdir(exist_ok=True)

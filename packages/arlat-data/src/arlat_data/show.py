@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,9 @@ def main(arguments: list[str], prog: str) -> int:
     store = LatentStore.open(parse(Config, arguments, prog, "Says what a store holds.").store)
     spec = store.spec
     print(f"{store.path}: {spec.codec} ({spec.space}), D = {spec.dim} at {spec.frame_rate:g} Hz, hash {store.hash}")
+    header = store.header
+    size = sum(sum(shard.bytes) for shard in header.shards) / 2**20
+    print(f"  {header.dtype}, {len(header.shards)} shards of {header.shard_frames} frames, {size:.1f} MiB")
     for split in store.splits:
         ids = store.ids(split)
         frames = sum(store.length(name) for name in ids)
@@ -36,7 +41,7 @@ def main(arguments: list[str], prog: str) -> int:
     if trip:
         print(f"  round trip: agreement {trip['agreement']:.2f}, distance {trip['distance_db']:.1f} dB")
     if store.truth:
-        print(f"  synthetic: {store.truth['process']}, {len(store.truth['values'])} known answers")
+        print(f"  synthetic: {store.truth.get('process', '?')}, {len(store.truth.get('values', {}))} known answers")
     for row in store.skipped:
         print(f"  left out: {row['path']}: {row['reason']}")
     return 0
@@ -47,5 +52,14 @@ def codecs(arguments: list[str], prog: str) -> int:
     if arguments:
         raise UserError(f"{prog} takes no arguments, but got {' '.join(arguments)!r}.")
     for name, module in registry.names("codecs").items():
-        print(f"{name:<10} {module}")
+        print(f"{name:<10} {sentence(module)}")
     return 0
+
+
+def sentence(module: str) -> str:
+    """The first line of a module's docstring, read without running the module."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return f"({module} has no source)"
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or f"({module})"
+    return text.partition("\n")[0]

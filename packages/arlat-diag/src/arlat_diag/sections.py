@@ -196,7 +196,7 @@ def predictability(subjects: Mapping[str, Values], look: Look) -> Section:
             Picture(
                 figures.rates(known, look),
                 "information rate of each representation",
-                "Information rate at horizon 1; dark: interval.",
+                "Information rate at horizon 1; thin line: interval.",
             )
         )
     pictures += [

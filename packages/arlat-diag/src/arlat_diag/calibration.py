@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import Field
 from arlat_diag.agreement import agrees
 from arlat_diag.battery import Config as BatteryConfig
 from arlat_diag.battery import DataConfig, run_battery
+from arlat_diag.diagnostics.p1 import Config as P1Config
 
 ENOUGH = 0.9  # 95 % intervals miss one figure in twenty by chance, and figures of one run miss together
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -42,6 +44,8 @@ class Config(BaseConfig):
     """Speakers of each store."""
     seed: int = Field(0, ge=0)
     """Seed of the stores and of the battery."""
+    p1: P1Config = P1Config()
+    """Settings of P1 in these runs."""
 
 
 def calibrate(config: Config, progress: Callable[[str], None] = lambda _: None) -> list[Path]:
@@ -54,7 +58,8 @@ def calibrate(config: Config, progress: Callable[[str], None] = lambda _: None) 
             label = " ".join([process, *(f"{key}={value}" for key, value in params.items()), f"D={dim}"])
             progress(f"calibration: {label}")
             store, run = config.out / "stores" / safe_name(label), config.out / "runs" / safe_name(label)
-            if not (store / "truth.json").exists():
+            if not (store / "store.json").exists():
+                shutil.rmtree(store, ignore_errors=True)  # a kill left it half-written
                 make(
                     process,
                     dim=dim,
@@ -66,7 +71,8 @@ def calibrate(config: Config, progress: Callable[[str], None] = lambda _: None) 
                     **params,
                 )
             run_battery(
-                BatteryConfig(data=DataConfig(latents_dir=store), out=run, name=label, seed=config.seed), progress
+                BatteryConfig(data=DataConfig(latents_dir=store), out=run, name=label, seed=config.seed, p1=config.p1),
+                progress,
             )
             runs.append(run)
     return runs

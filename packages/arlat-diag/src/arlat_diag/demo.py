@@ -196,16 +196,20 @@ def prove(config: Config, console: Console) -> list[Path]:
     """The calibration runs of the report: small synthetic stores whose answers are known."""
     from arlat_diag.calibration import Config as CalibrationConfig
     from arlat_diag.calibration import calibrate
+    from arlat_diag.diagnostics.p1 import Config as P1Config
 
     folder = config.out / "calibration"
-    for store in sorted((folder / "stores").glob("*")):
-        if not ((store / "truth.json").exists() and (store / "store.json").exists()):
-            shutil.rmtree(store)  # a kill left it half-written
     processes, utterances = (("white",), 64) if config.quick else (("white", "ar1"), 128)
     with console.status("  calibration") as status:
         return calibrate(
             CalibrationConfig(
-                out=folder, dims=(8,), processes=processes, utterances=utterances, frames=200, seed=config.seed
+                out=folder,
+                dims=(8,),
+                processes=processes,
+                utterances=utterances,
+                frames=200,
+                seed=config.seed,
+                p1=P1Config(horizons=(1, 8), lags=(2,)),
             ),
             lambda text: status.update(f"  calibration: {text}"),
         )

@@ -29,7 +29,7 @@ class TrainConfig(Config):
     weight_decay: float = Field(1e-2, ge=0)
     """AdamW's decoupled weight decay."""
     batch: int = Field(512, gt=0)
-    """Windows in a minibatch."""
+    """Windows in a minibatch; fewer where D is large (`batch_size`)."""
     max_steps: int = Field(400, ge=0)
     """Steps at most (of a stage: its part of them)."""
     max_epochs: float = Field(12.0, gt=0)
@@ -75,6 +75,27 @@ def split_speakers(windows: WindowSource, seed: int, fraction: float = 0.15) -> 
     drawn = order[before < fraction * len(windows)][: len(names) - 1]
     held_out = torch.isin(group.cpu(), names[drawn])
     return every[~held_out], every[held_out]
+
+
+def batch_size(batch: int, dim: int) -> int:
+    """Windows in a minibatch: at most 65 536 targets' coordinates, so that a step costs no more at a large D, and 64 at least.
+
+    >>> [batch_size(512, dim) for dim in (64, 512, 640, 2048)]
+    [512, 128, 102, 64]
+    """
+    return min(batch, max(64, 2**16 // dim))
+
+
+def standard_error(gain: Tensor, speaker: Tensor, utterance: Tensor) -> float:
+    """Standard error of the mean of `gain` [n], whose rows are independent between speakers alone.
+
+    With one speaker utterances take their place, with one utterance rows do.
+    """
+    group = next((part for part in (speaker, utterance) if int(part.max()) > int(part.min())), torch.arange(len(gain)))
+    _, index = group.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    count = int(index.max()) + 1
+    sums = torch.zeros(count, dtype=gain.dtype).index_add_(0, index, gain - gain.mean())
+    return math.sqrt(float(sums.square().sum()) * count / max(1, count - 1)) / len(gain)
 
 
 def batch_rows(rows: Tensor, size: int, seed: int, step: int) -> Tensor:
@@ -137,7 +158,7 @@ def fit(
         shown = partial(_show, progress, done, planned)
         log = fit_stage(model, stage, windows, fit_rows, some, config, seed, shown)
         gain = best - log.nll
-        if float(gain.mean()) > CERTAINTY * float(gain.std()) / math.sqrt(len(gain)):
+        if float(gain.mean()) > CERTAINTY * standard_error(gain, windows.speaker[some], windows.utterance[some]):
             best, best_step = log.nll, done + log.best_step
         else:
             model.load_state_dict(kept)
@@ -183,7 +204,7 @@ def fit_stage(
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step - 1, steps, stage.rate * config.lr)
-        batch = windows.gather(batch_rows(fit_rows, config.batch, seed, step))
+        batch = windows.gather(batch_rows(fit_rows, batch_size(config.batch, model.dim), seed, step))
         loss = -log_prob(model, batch).mean() / model.dim
         norm = gradient(loss, stage.parameters, config.clip)
         if bool(torch.isfinite(loss)) and bool(torch.isfinite(norm)):

@@ -170,9 +170,13 @@ def measure(config: Config, source: Source, label: str, console: Console) -> Pat
     from arlat_diag.battery import DataConfig, run_battery
 
     run = config.out / "runs" / safe_name(label)
-    more = quick_settings() if config.quick else {}
     battery = BatteryConfig(
-        data=DataConfig(latents_dir=source.store), out=run, name=label, seed=config.seed, device=config.device, **more
+        data=DataConfig(latents_dir=source.store),
+        out=run,
+        name=label,
+        seed=config.seed,
+        device=config.device,
+        **battery_settings(config),
     )
     parts = len(battery.p1.horizons) + len(battery.p1.lags) + 9  # P4 and R1 tell three each, and so do the three starts
     columns = (TextColumn("  {task.description:<30}"), BarColumn(), TimeElapsedColumn())
@@ -182,14 +186,20 @@ def measure(config: Config, source: Source, label: str, console: Console) -> Pat
     return run
 
 
-def quick_settings() -> dict[str, Any]:
-    """The battery's settings of --quick."""
+def battery_settings(config: Config) -> dict[str, Any]:
+    """The battery's settings: those of a full run on real speech, lighter for the stand-in voices, lightest for --quick."""
     from arlat_dynamics.train import TrainConfig
 
     from arlat_diag.diagnostics import p1, r1
 
-    small = p1.Config(horizons=(1, 8), lags=(8,), components=4, train=TrainConfig(max_steps=60))
-    return {"p1": small, "r1": r1.Config(starts_per_utterance=2, manifold_starts=64)}
+    inputs = 1300  # widest VAR: 2 frames of the 640-d stacked log-mel, 8 frames of whatever has up to 162 dimensions
+    if config.quick:
+        small = p1.Config(horizons=(1, 8), lags=(8,), components=4, var_inputs=inputs, train=TrainConfig(max_steps=60))
+        return {"p1": small, "r1": r1.Config(starts_per_utterance=2, manifold_starts=64)}
+    if config.audio is None:
+        light = TrainConfig(max_steps=150)
+        return {"p1": p1.Config(lags=(2,), var_inputs=inputs, median_frames=500, train=light)}
+    return {"p1": p1.Config(var_inputs=inputs)}
 
 
 def prove(config: Config, console: Console) -> list[Path]:

@@ -88,10 +88,19 @@ from pathlib import Path
 from arlat_data.extract import Config, extract
 import arlat_data.codecs.mel, rich.progress, soundfile, zarr, torchaudio.functional
 audio, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-def attempt(path, delay):
+def die_at(rename):
+    real, count = os.replace, [0]
+    def replace(*names):
+        count[0] += 1
+        if count[0] == rename:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*names)
+    os.replace = replace
+def attempt(path, delay, rename=0):
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        die_at(rename)
         extract(Config(audio=audio, codec="mel", out=path))
         os._exit(0)
     if delay is not None:
@@ -105,8 +114,9 @@ random.seed(0)
 done, trial = 0, 0
 while done < kills:
     store = out / f"trial{trial}"
-    for _ in range(5):
-        status = attempt(store, random.uniform(0.15, 1.0) * whole)
+    for _ in range(5):  # at any time, or just before a file gets its final name
+        at = random.randrange(1, 40)
+        status = attempt(store, random.uniform(0.15, 1.0) * whole) if random.random() < 0.5 else attempt(store, None, at)
         done += status == -signal.SIGKILL
         if status == 0:
             break
@@ -265,6 +275,21 @@ def test_what_is_broken_is_repaired_to_its_bytes(
     untouched = {file for file, when in times.items() if file.stat().st_mtime_ns == when}
     assert len(untouched) >= len(times) - 1
     assert verify([str(out)], "arlat data verify") == 0
+
+
+def test_a_broken_header_is_made_again_from_whole_shards(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(whole, out)
+    (out / "store.json").write_bytes((whole / "store.json").read_bytes()[:100])
+    with pytest.raises(UserError, match="Remove that file and run the command that made the store"):
+        extract(Config(audio=corpus, codec="mel", out=out))
+    (out / "store.json").unlink()
+    with pytest.raises(UserError, match="dtype: was 'float16', is 'float32'"):
+        extract(Config(audio=corpus, codec="mel", out=out, dtype="float32"))
+    times = {file: file.stat().st_mtime_ns for file in out.rglob("z/c/*/0")}
+    extract(Config(audio=corpus, codec="mel", out=out))
+    assert tree(out) == tree(whole)
+    assert {file: file.stat().st_mtime_ns for file in times} == times
 
 
 def test_repair_from_other_audio_is_refused_and_harms_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:

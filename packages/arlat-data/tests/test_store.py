@@ -13,8 +13,8 @@ import zarr
 from arlat_core.config import UserError
 from arlat_core.types import LatentSpec
 from arlat_data.store import LatentStore, Split, write_store
-from arlat_data.store_layout import read_header
-from arlat_data.store_writer import Row, place
+from arlat_data.store_layout import place, read_header
+from arlat_data.store_writer import Row
 from arlat_data.verify import broken_files, broken_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st

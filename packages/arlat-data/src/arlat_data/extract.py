@@ -23,8 +23,8 @@ from arlat_data.corpus import Corpus, Utterance, scan
 from arlat_data.encode import Task, codec_of, one_thread, run_shards
 from arlat_data.encode import load_audio as load_audio
 from arlat_data.store import LatentStore
-from arlat_data.store_layout import CHUNK_FRAMES, SHARD_FRAMES, WORK, DType, Item, Left
-from arlat_data.store_writer import StoreWriter, claim, place, settle
+from arlat_data.store_layout import CHUNK_FRAMES, SHARD_FRAMES, WORK, DType, Item, Left, place
+from arlat_data.store_writer import StoreWriter, claim, settle
 
 SHARDS = 16  # a small corpus is cut into about so many, so that a kill costs little
 
@@ -196,7 +196,7 @@ def write(config: Config) -> None:
     trip = gate(corpus, codec)
     task = task_of(config, corpus, codec)
     settle(config.out, settings)
-    writer = StoreWriter.create(config.out, codec.spec, task.items, config.dtype, task.shard_frames)
+    writer = StoreWriter.create(config.out, codec.spec, task.items, config.dtype, task.shard_frames, settings)
     run_shards(task, [shard for shard in range(writer.shards) if not writer.done(shard)], config.workers)
     writer.finish(
         skipped=[Left(path=skip.path, reason=skip.reason) for skip in corpus.skipped],

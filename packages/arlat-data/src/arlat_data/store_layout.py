@@ -14,6 +14,8 @@ from arlat_core.files import atomic_write, sha256_file, sync_folder
 from arlat_core.types import LatentSpec, fingerprint
 from pydantic import Field, ValidationError
 
+from arlat_data.splits import SPLITS
+
 CHUNK_FRAMES = 256
 SHARD_FRAMES = 65_536
 SCHEMA = "arlat-store/1"
@@ -83,6 +85,36 @@ class Header(Config):
         content = self.model_dump(mode="json", exclude={"checksum"})
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return self.model_copy(update={"checksum": digest})
+
+
+def place(wanted: Sequence[tuple[str, str, str, int, int]], shard_frames: int = SHARD_FRAMES) -> list[Item]:
+    """Gives each (id, speaker, split, frames, samples) its rows, in order; none straddles a shard.
+
+    Raises UserError for an id that comes twice, a speaker in two splits, an unknown split, or an utterance longer than
+    a shard.
+    """
+    items: list[Item] = []
+    at, seen, sides = 0, set(), dict[str, str]()
+    for name, speaker, split, frames, samples in wanted:
+        if name in seen:
+            raise UserError(f"The utterance {name!r} comes twice. Ids must differ; rename one of the files.")
+        if split not in SPLITS:
+            raise UserError(f"The utterance {name!r} is in the split {split!r}. Splits: {', '.join(SPLITS)}.")
+        if sides.setdefault(speaker, split) != split:
+            raise UserError(f"The speaker {speaker!r} is in both splits ({name!r} in {split}). Give each speaker one.")
+        if frames > shard_frames:
+            raise UserError(f"{name} has {frames} frames, and a shard holds {shard_frames}. Cut the recording.")
+        seen.add(name)
+        if at // shard_frames != (at + max(frames, 1) - 1) // shard_frames:
+            at = (at // shard_frames + 1) * shard_frames
+        items.append(Item(name, speaker, split, at, frames, samples))
+        at += frames
+    return items
+
+
+def shard_size(frames: int, at_most: int = SHARD_FRAMES) -> int:
+    """Frames of a shard of a store of `frames`: a small store is one shard of whole chunks, with no empty tail."""
+    return max(CHUNK_FRAMES, min(at_most, -(-frames // CHUNK_FRAMES) * CHUNK_FRAMES))
 
 
 def shard_files(path: Path, shard: int) -> tuple[Path, Path]:

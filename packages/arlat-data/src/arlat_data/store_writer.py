@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import math
 import os
 import shutil
@@ -22,7 +23,6 @@ from arlat_core.types import LatentSpec
 from safetensors.numpy import save
 from zarr.codecs import Crc32cCodec
 
-from arlat_data.splits import SPLITS
 from arlat_data.store_layout import (
     CHUNK_FRAMES,
     INDEX,
@@ -35,43 +35,15 @@ from arlat_data.store_layout import (
     Item,
     Left,
     done,
+    place,
     read_manifest,
+    shard_size,
     write_manifest,
 )
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 Row: TypeAlias = tuple[str, str, str, FloatArray, FloatArray | None]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def place(wanted: Sequence[tuple[str, str, str, int, int]], shard_frames: int = SHARD_FRAMES) -> list[Item]:
-    """Gives each (id, speaker, split, frames, samples) its rows, in order; none straddles a shard.
-
-    Raises UserError for an id that comes twice, a speaker in two splits, an unknown split, or an utterance longer than
-    a shard.
-    """
-    items: list[Item] = []
-    at, seen, sides = 0, set(), dict[str, str]()
-    for name, speaker, split, frames, samples in wanted:
-        if name in seen:
-            raise UserError(f"The utterance {name!r} comes twice. Ids must differ; rename one of the files.")
-        if split not in SPLITS:
-            raise UserError(f"The utterance {name!r} is in the split {split!r}. Splits: {', '.join(SPLITS)}.")
-        if sides.setdefault(speaker, split) != split:
-            raise UserError(f"The speaker {speaker!r} is in both splits ({name!r} in {split}). Give each speaker one.")
-        if frames > shard_frames:
-            raise UserError(f"{name} has {frames} frames, and a shard holds {shard_frames}. Cut the recording.")
-        seen.add(name)
-        if at // shard_frames != (at + max(frames, 1) - 1) // shard_frames:
-            at = (at // shard_frames + 1) * shard_frames
-        items.append(Item(name, speaker, split, at, frames, samples))
-        at += frames
-    return items
-
-
-def shard_size(frames: int, at_most: int = SHARD_FRAMES) -> int:
-    """Frames of a shard of a store of `frames`: a small store is one shard of whole chunks, with no empty tail."""
-    return max(CHUNK_FRAMES, min(at_most, -(-frames // CHUNK_FRAMES) * CHUNK_FRAMES))
 
 
 @contextmanager
@@ -82,7 +54,7 @@ def claim(path: Path, repairing: bool = False) -> Iterator[None]:
     """
     fresh = not path.exists()
     taken = UserError(f"{path} exists and is not empty. Choose another --out, or remove it.")
-    ours = (path / WORK).exists() or repairing
+    ours = (path / WORK).exists() or group_attributes(path).get("format") == SCHEMA
     if not fresh and not ours and (not path.is_dir() or any(path.iterdir())):
         raise taken
     try:
@@ -113,10 +85,25 @@ def sweep(path: Path) -> None:
 
 
 def settle(path: Path, settings: dict[str, Any]) -> None:
-    """Binds a claimed store to the settings that decide its bytes; UserError lists how others that it was begun with differ."""
+    """Binds a claimed store to the settings that decide its bytes.
+
+    Raises UserError with the differences when shards are there that were made with others.
+    """
+    file = path / WORK / "settings.json"
     if not any((path / "manifest").glob("shard-*.json")):
-        (path / WORK / "settings.json").unlink(missing_ok=True)
-    check_settings(path / WORK / "settings.json", settings)
+        file.unlink(missing_ok=True)
+    elif not file.exists():  # the header of a finished store was removed, to be written again
+        write_json(file, group_attributes(path).get("settings"))
+    check_settings(file, settings)
+
+
+def group_attributes(path: Path) -> dict[str, Any]:
+    """Attributes of the zarr group in a folder; empty where there is none, or none that can be read."""
+    try:
+        found = json.loads((path / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class StoreWriter:
@@ -138,16 +125,22 @@ class StoreWriter:
         items: Sequence[Item],
         dtype: DType = "float16",
         shard_frames: int = SHARD_FRAMES,
+        settings: dict[str, Any] | None = None,
     ) -> StoreWriter:
-        """Makes the arrays of a planned store, or takes up those that are there."""
+        """Makes the arrays of a planned store, or takes up those that are there; `settings` are those of `settle`."""
         writer = cls(Path(path), spec, items, dtype, shard_frames)
         layouts = {
             "z": ((writer.shards * shard_frames, spec.dim), dtype),
             "energy": ((writer.shards * shard_frames,), "float32"),
         }
-        group = zarr.open_group(
-            path, mode="a", zarr_format=3, attributes={"format": SCHEMA, "spec": spec.model_dump(mode="json")}
-        )
+        attributes: dict[str, Any] = {
+            "format": SCHEMA,
+            "spec": spec.model_dump(mode="json"),
+            "settings": settings or {},
+        }
+        group = zarr.open_group(path, mode="a", zarr_format=3, attributes=attributes)
+        if group.attrs.asdict() != attributes:
+            group.attrs.put(attributes)
         for name, (shape, kind) in layouts.items():
             if (writer.path / name / "zarr.json").exists():
                 array = group[name]
@@ -330,10 +323,11 @@ def write_store(
         content = {name: (z, energy) for name, _, _, z, energy in rows}
         for item in items:
             check_rows(item, content[item.id][0], spec.dim, dtype)
-        settle(path, {"written": "whole", "spec": spec.model_dump(mode="json")})
+        settings = {"written": "whole", "spec": spec.model_dump(mode="json")}
+        settle(path, settings)
         for left in [child for child in path.iterdir() if child.name != WORK]:  # of a killed writer: rows may differ
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        writer = StoreWriter.create(path, spec, items, dtype, shard_frames)
+        writer = StoreWriter.create(path, spec, items, dtype, shard_frames, settings)
         for shard in range(writer.shards):
             writer.write_shard(shard, {item.id: content[item.id] for item in writer.of_shard(shard)})
         writer.finish(truth=truth, attributes=attributes, skipped=skipped)

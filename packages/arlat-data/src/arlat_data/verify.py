@@ -85,7 +85,7 @@ def repair(path: Path, header: Header, shards: list[int], config: Config) -> Hea
         for file in broken:
             file.unlink(missing_ok=True)
         settle(path, settings)
-        writer = StoreWriter.create(path, codec.spec, task.items, wanted.dtype, task.shard_frames)
+        writer = StoreWriter.create(path, codec.spec, task.items, wanted.dtype, task.shard_frames, settings)
         run_shards(task, shards, 1)
         told = {row.path for shard in header.shards for row in shard.failed}  # `finish` takes these from the manifests
         known = [left for left in header.skipped if left.path not in told]

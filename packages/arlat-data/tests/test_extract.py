@@ -1,9 +1,7 @@
 """Extraction: the same bytes after any kill, nothing silently wrong, everything left out is named."""
 
-import hashlib
 import json
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import soundfile
 import torch
 from arlat_core.config import UserError
 from arlat_data import encode
@@ -24,42 +21,8 @@ from arlat_data.extract import Config, extract, main
 from arlat_data.show import codecs
 from arlat_data.show import main as show
 from arlat_data.store import LatentStore
-from arlat_data.verify import main as verify
 
-
-def make_corpus(folder: Path, speakers: int = 6, files: int = 5, seconds: float = 3.0) -> Path:
-    """Noise with a moving filter and level: enough like speech for a log-mel codec to give it back."""
-    generator = np.random.default_rng(0)
-    for speaker in range(speakers):
-        for number in range(files):
-            samples = int(16000 * (seconds + 0.137 * number))
-            time = np.arange(samples) / 16000
-            tone = sum(np.sin(2 * np.pi * (110 + 15 * speaker) * k * time) / k for k in range(1, 12))
-            level = 0.05 + 0.1 * np.abs(np.sin(2 * np.pi * (1.5 + 0.2 * number) * time))
-            path = folder / f"{100 + speaker}" / "1" / f"{100 + speaker}-1-{number:04d}.flac"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, level * (0.3 * tone + 0.1 * generator.normal(size=samples)), 16000)
-    return folder
-
-
-def tree(path: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "store"
-    extract(Config(audio=corpus, codec="mel", out=out))
-    return out
+Tree = Callable[[Path], dict[str, str]]
 
 
 def test_frames_are_those_of_the_codec(corpus: Path, whole: Path) -> None:
@@ -126,7 +89,7 @@ print(json.dumps({"kills": done, "trials": trial}))
 """
 
 
-def test_twenty_kills_leave_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+def test_twenty_kills_leave_the_same_bytes(corpus: Path, tmp_path: Path, tree: Tree) -> None:
     command = [sys.executable, "-c", KILLER, str(corpus), str(tmp_path), "20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -137,12 +100,12 @@ def test_twenty_kills_leave_the_same_bytes(corpus: Path, tmp_path: Path) -> None
         assert tree(tmp_path / f"trial{trial}") == expected
 
 
-def test_several_workers_write_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_several_workers_write_the_same_bytes(corpus: Path, whole: Path, tmp_path: Path, tree: Tree) -> None:
     extract(Config(audio=corpus, codec="mel", out=tmp_path / "s", workers=2))
     assert tree(tmp_path / "s") == tree(whole)
 
 
-def test_the_number_of_threads_does_not_change_the_bytes(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_the_number_of_threads_does_not_change_the_bytes(corpus: Path, whole: Path, tmp_path: Path, tree: Tree) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3 if before != 3 else 2)
     try:
@@ -175,7 +138,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_the_process_that_started_them(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_workers_end_with_the_process_that_started_them(corpus: Path, whole: Path, tmp_path: Path, tree: Tree) -> None:
     script = tmp_path / "run.py"
     script.write_text(ORPHANS)
     with (tmp_path / "log").open("w") as log:
@@ -196,7 +159,9 @@ def test_workers_end_with_the_process_that_started_them(corpus: Path, whole: Pat
     assert tree(tmp_path / "s") == tree(whole)
 
 
-def test_other_settings_are_refused(corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_settings_are_refused(
+    corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Tree
+) -> None:
     with pytest.raises(UserError, match="dtype: was 'float16', is 'float32'"):
         extract(Config(audio=corpus, codec="mel", out=whole, dtype="float32"))
 
@@ -231,7 +196,9 @@ def test_a_second_extractor_is_refused(corpus: Path, tmp_path: Path) -> None:
     extract(Config(audio=corpus, codec="mel", out=tmp_path / "s"))  # the lock of a dead process holds nobody
 
 
-def test_a_full_disk_is_told_and_the_same_command_goes_on(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    corpus: Path, whole: Path, tmp_path: Path, tree: Tree
+) -> None:
     out = tmp_path / "s"
     shard = max(file.stat().st_size for file in (whole / "z").rglob("0"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -245,62 +212,6 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(corpus: Path, whole: P
         LatentStore.open(out)
     extract(Config(audio=corpus, codec="mel", out=out))
     assert tree(out) == tree(whole)
-
-
-@pytest.mark.parametrize(
-    "fault", ["missing", "empty", "truncated", "flipped", "manifest", "index", "moments", "metadata"]
-)
-def test_what_is_broken_is_repaired_to_its_bytes(
-    fault: str, corpus: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "s"
-    shutil.copytree(whole, out)
-    others = {"manifest": "manifest/shard-000001.json", "index": "speaker/c/0", "moments": "moments.safetensors"}
-    name = (others | {"metadata": "energy/zarr.json"}).get(fault, "z/c/1/0")
-    data = bytearray((out / name).read_bytes())
-    if fault == "missing":
-        (out / name).unlink()
-    else:
-        data[len(data) // 2] ^= 1
-        (out / name).write_bytes({"empty": b"", "truncated": bytes(data[:-7])}.get(fault, bytes(data)))
-    times = {file: file.stat().st_mtime_ns for file in out.rglob("z/c/*/0")}
-    assert verify([str(out)], "arlat data verify") == 1
-    printed = capsys.readouterr().out
-    assert name in printed
-    assert ("shard 1: " in printed) == (fault in ("missing", "empty", "truncated", "flipped", "manifest"))
-    with pytest.raises(UserError, match="--audio"):
-        verify([str(out), "--repair"], "arlat data verify")
-    assert verify([str(out), "--repair", "--audio", str(corpus)], "arlat data verify") == 0
-    assert tree(out) == tree(whole)
-    untouched = {file for file, when in times.items() if file.stat().st_mtime_ns == when}
-    assert len(untouched) >= len(times) - 1
-    assert verify([str(out)], "arlat data verify") == 0
-
-
-def test_a_broken_header_is_made_again_from_whole_shards(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "s"
-    shutil.copytree(whole, out)
-    (out / "store.json").write_bytes((whole / "store.json").read_bytes()[:100])
-    with pytest.raises(UserError, match="Remove that file and run the command that made the store"):
-        extract(Config(audio=corpus, codec="mel", out=out))
-    (out / "store.json").unlink()
-    with pytest.raises(UserError, match="dtype: was 'float16', is 'float32'"):
-        extract(Config(audio=corpus, codec="mel", out=out, dtype="float32"))
-    times = {file: file.stat().st_mtime_ns for file in out.rglob("z/c/*/0")}
-    extract(Config(audio=corpus, codec="mel", out=out))
-    assert tree(out) == tree(whole)
-    assert {file: file.stat().st_mtime_ns for file in times} == times
-
-
-def test_repair_from_other_audio_is_refused_and_harms_nothing(corpus: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "s"
-    shutil.copytree(whole, out)
-    (out / "z" / "c" / "1" / "0").write_bytes(b"")
-    before = tree(out)
-    other = make_corpus(tmp_path / "other", speakers=3, files=2)
-    with pytest.raises(UserError, match="corpus"):
-        verify([str(out), "--repair", "--audio", str(other)], "arlat data verify")
-    assert tree(out) == before
 
 
 def test_bad_files_are_listed_and_too_many_are_an_error(

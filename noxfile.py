@@ -21,10 +21,10 @@ MEMBERS = {
     "arlat-score": ("packages/arlat-score", ""),
     "arlat-diag": ("packages/arlat-diag", ""),
 }
-TEST_TOOLS = ["hypothesis", "psutil", "pytest", "pytest-timeout"]
+TEST_TOOLS = ["hypothesis", "psutil", "pytest", "pytest-timeout", "pytest-xdist"]
 
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "interpreter", "aot", "docs", "tests", "build", "alone"]
+nox.options.sessions = ["lint", "types", "interpreter", "aot", "docs", "build", "alone", "line"]
 nox.options.error_on_missing_interpreters = True
 
 
@@ -53,6 +53,12 @@ def tests(session: nox.Session) -> None:
     session.run(
         "pytest", "-n", "2", "--dist", "loadgroup", "-m", "not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"}
     )
+
+
+@nox.session(venv_backend="none")
+def line(session: nox.Session) -> None:
+    """What crosses packages: layers, workspace, README, and the whole line on real speech."""
+    session.run("pytest", "tests", "-m", "not gpu", *session.posargs, env={"OMP_NUM_THREADS": "2"})
 
 
 @nox.session(name="tests-gpu", venv_backend="none")
@@ -117,17 +123,10 @@ def alone(session: nox.Session, member: str) -> None:
         session.run("uv", "build", "--all-packages", "--wheel", "--out-dir", "dist", external=True)
     pins = pathlib.Path(session.create_tmp()) / "constraints.txt"
     pins.write_text("\n".join(constraints()) + "\n")
-    session.install("--find-links", "dist", "-c", str(pins), f"{member}{extras}", *TEST_TOOLS)
-    session.run(
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not gpu and not slow",
-        f"{folder}/tests",
-        *session.posargs,
-        env={"OMP_NUM_THREADS": "2"},
-    )
+    fresh = [f"--refresh-package={name}" for name in MEMBERS]  # a wheel of the same version is not the same wheel
+    session.install("--find-links", "dist", "-c", str(pins), *fresh, f"{member}{extras}", *TEST_TOOLS)
+    command = ["pytest", "-n", "2", "-q", "-p", "no:cacheprovider", "-m", "not gpu and not slow", f"{folder}/tests"]
+    session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(venv_backend="none")

@@ -11,6 +11,9 @@ from arlat_core.config import UserError
 
 def plugins(arguments: list[str], prog: str) -> int:
     """Prints every plugin by kind, importing none."""
+    if arguments in (["-h"], ["--help"]):
+        print(f"usage: {prog}\n\nLists codecs, dynamics models, diagnostics and correctors.")
+        return 0
     if arguments:
         raise UserError(f"{prog} takes no arguments, but got {' '.join(arguments)!r}.")
     for kind in registry.KINDS:

@@ -49,6 +49,9 @@ def main(arguments: list[str], prog: str) -> int:
 
 def codecs(arguments: list[str], prog: str) -> int:
     """`arlat data codecs`: the codecs that are installed, without importing any."""
+    if arguments in (["-h"], ["--help"]):
+        print(f"usage: {prog}\n\nLists the codecs that are installed.")
+        return 0
     if arguments:
         raise UserError(f"{prog} takes no arguments, but got {' '.join(arguments)!r}.")
     for name, module in registry.names("codecs").items():

@@ -83,7 +83,7 @@ def find_audio(config: Config) -> Path:
         return config.audio
     from arlat_data.voices import make_voices
 
-    speakers, utterances = (8, 4) if config.quick else (24, 8)
+    speakers, utterances = (8, 4) if config.quick else (24, 6)
     return Path(make_voices(config.out / "audio", speakers=speakers, utterances=utterances, seed=config.seed))
 
 
@@ -197,13 +197,17 @@ def battery_settings(config: Config) -> dict[str, Any]:
         small = p1.Config(horizons=(1, 8), lags=(8,), components=4, var_inputs=inputs, train=TrainConfig(max_steps=60))
         return {"p1": small, "r1": r1.Config(starts_per_utterance=2, manifold_starts=64)}
     if config.audio is None:
-        light = TrainConfig(max_steps=150)
-        return {"p1": p1.Config(lags=(2,), var_inputs=inputs, median_frames=500, train=light)}
+        light = p1.Config(
+            lags=(2,), components=4, var_inputs=inputs, median_frames=500, train=TrainConfig(max_steps=80)
+        )
+        return {"p1": light, "r1": r1.Config(starts_per_utterance=2)}
     return {"p1": p1.Config(var_inputs=inputs)}
 
 
 def prove(config: Config, console: Console) -> list[Path]:
     """The calibration runs of the report: small synthetic stores whose answers are known."""
+    from arlat_dynamics.train import TrainConfig
+
     from arlat_diag.calibration import Config as CalibrationConfig
     from arlat_diag.calibration import calibrate
     from arlat_diag.diagnostics.p1 import Config as P1Config
@@ -219,7 +223,7 @@ def prove(config: Config, console: Console) -> list[Path]:
                 utterances=utterances,
                 frames=200,
                 seed=config.seed,
-                p1=P1Config(horizons=(1, 8), lags=(2,)),
+                p1=P1Config(horizons=(1, 8), lags=(2,), train=TrainConfig(max_steps=100)),
             ),
             lambda text: status.update(f"  calibration: {text}"),
         )

@@ -269,8 +269,8 @@ def figures(prefix: str, scores: Scores, data: Data, store: LatentStore, truth: 
     if "floor" in scores.cosine:
         value("cosine_floor", moving, scores.cosine["floor"][moving])
     value("cosine_null", moving, torch.full((len(moving),), dim**-0.5, dtype=torch.float64))
-    value("magnitude_ratio", None, scores.predicted_length["model"], below=scores.length)
-    value("var_magnitude_ratio", None, scores.predicted_length["var"], below=scores.length)
+    value("magnitude_ratio", None, scores.predicted_length["model"], below=scores.length, unit="true steps")
+    value("var_magnitude_ratio", None, scores.predicted_length["var"], below=scores.length, unit="true steps")
     value(
         "magnitude_ratio_median", moving, (scores.predicted_length["model"] / scores.length)[moving], statistic="median"
     )

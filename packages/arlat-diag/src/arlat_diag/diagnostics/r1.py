@@ -242,7 +242,7 @@ def figures(prefix: str, curves: Curves, subject: Subject, marginal: str, inject
     floors: list[float | None] = [white if fresh else None for fresh in (True, *inject[:-1])]
     ratio = torch.where(subject.moving, curves.predicted_length / subject.length.clamp_min(1e-300), 0.0)
     out = cosines(prefix, curves.cosine, subject)
-    out |= subject.curve(f"{prefix}.magnitude_ratio", curves.predicted_length, subject.length)
+    out |= subject.curve(f"{prefix}.magnitude_ratio", curves.predicted_length, subject.length, unit="true steps")
     out |= medians(f"{prefix}.magnitude_ratio_median", ratio, subject)
     out |= subject.curve(
         f"{prefix}.state_error", curves.error, floor=subject.apart if subject.apart < float("inf") else None

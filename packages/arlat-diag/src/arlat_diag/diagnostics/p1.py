@@ -216,8 +216,21 @@ def run(
         )
         if saturated > 0.01:
             notes.append(f"p1.{name}: {100 * saturated:.1f} % of the predicted scales are near their bounds.")
+        notes += overfit(result, f"p1.{name}", data, store.spec.dim)
         notes.append(f"p1.{name}: linear order {model.linear.order}, ridge {model.linear.ridge:.3g}.")
     return Result(values=result, worst=worst_frames, notes=notes, settings=config.model_dump(mode="json"))
+
+
+def overfit(values: dict[str, Value], prefix: str, data: Data, dim: int) -> list[str]:
+    """A sentence where the predictor is worse than knowing nothing on held-out speakers: its figures say so of itself."""
+    found = values.get(f"{prefix}.dnll_b5")
+    if found is None or found.low is None or found.low <= 0:
+        return []
+    speakers = int(data.train.speaker.max()) + 1
+    return [
+        f"{prefix}: on held-out speakers the predictor is worse than the marginal. {len(data.fit_rows)} training windows of "
+        f"{speakers} speakers are too few for D = {dim}: read its figures as bounds, and give more speech or a readout."
+    ]
 
 
 def marginal_of(train: Split, data: Data, config: Config) -> Marginal:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from arlat_kernels.mixture import mixture_nll
 from arlat_kernels.op import Op, TwinUnavailableError, UnknownTwinError
 from arlat_kernels.vmf import vmf_entropy, vmf_log_norm, vmf_mean_resultant
 from arlat_kernels.vmf_sample import vmf_sample
 
-OPS: tuple[Op, ...] = (mixture_nll,)
+OPS: tuple[Op[Any], ...] = (mixture_nll,)
 
 __all__ = [
     "OPS",

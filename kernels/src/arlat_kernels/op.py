@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not 
 
 Inputs = dict[str, Tensor]
 Case = dict[str, Any]
+Out = TypeVar("Out", Tensor, tuple[Tensor, ...])
 
 
 class TwinUnavailableError(RuntimeError):
@@ -29,34 +30,44 @@ class UnknownTwinError(ValueError):
 
 @dataclass(frozen=True)
 class Twin:
-    """A fast implementation: `run` takes what the reference takes; `obstacle(*inputs)` says why it cannot, or None.
+    """A fast implementation: `run` takes what the reference takes; `obstacle` takes it too and says why not, or None.
 
     `devices` are the device types on which it is picked by itself.
     """
 
-    run: Callable[..., Tensor]
+    run: Callable[..., Any]
     obstacle: Callable[..., str | None]
     devices: frozenset[str] = frozenset({"cuda"})
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(Generic[Out]):
     """A named operation with its reference, its twins and the cases worth testing and timing.
 
-    `make_inputs(**case, generator=...)` gives named float32 CPU tensors for one case. Calling the op picks by device;
-    the environment variable ARLAT_KERNELS = reference or a twin's name forces that one.
+    It takes tensors first, then `options`: settings that are no tensors. `make_inputs(**case, generator=...)` gives
+    named float32 CPU tensors for one case; the options of a case are those of its keys that `options` names. The result
+    is a tensor or a tuple of tensors. Calling the op picks by device; the environment variable ARLAT_KERNELS =
+    reference or a twin's name forces that one.
     """
 
     name: str
-    reference: Callable[..., Tensor]
+    reference: Callable[..., Out]
     make_inputs: Callable[..., Inputs]
     cases: tuple[Case, ...]
     twins: Mapping[str, Twin] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.implementation(self.pick(*inputs))(*inputs)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.reference.__doc__)
 
-    def implementation(self, name: str) -> Callable[..., Tensor]:
+    def __call__(self, *inputs: Any, **options: Any) -> Out:
+        return self.implementation(self.pick(*inputs, **options))(*inputs, **options)
+
+    def settings(self, case: Case) -> Case:
+        """The options of a case."""
+        return {name: case[name] for name in self.options if name in case}
+
+    def implementation(self, name: str) -> Callable[..., Out]:
         """The function behind `name`; UnknownTwinError lists the known names."""
         if name == REFERENCE:
             return self.reference
@@ -67,12 +78,12 @@ class Op:
             )
         return self.twins[name].run
 
-    def pick(self, *inputs: Tensor) -> str:
+    def pick(self, *inputs: Any, **options: Any) -> str:
         """Name of the implementation that a call with `inputs` runs; a forced twin that cannot run is an error."""
         forced = os.environ.get(VARIABLE, "")
         if forced:
             self.implementation(forced)
-            if forced != REFERENCE and (why := self.twins[forced].obstacle(*inputs)):
+            if forced != REFERENCE and (why := self.twins[forced].obstacle(*inputs, **options)):
                 raise TwinUnavailableError(
                     f"{VARIABLE}={forced} asks for the {forced} twin of {self.name}, which cannot run here: {why} "
                     f"Unset {VARIABLE} to let the device decide, or set it to {REFERENCE}."
@@ -80,7 +91,7 @@ class Op:
             return forced
         device = inputs[0].device.type
         for name, twin in self.twins.items():
-            if device in twin.devices and twin.obstacle(*inputs) is None:
+            if device in twin.devices and twin.obstacle(*inputs, **options) is None:
                 return name
         return REFERENCE
 

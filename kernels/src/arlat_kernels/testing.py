@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ FLOOR_ULPS = 4.0
 
 
 def check_op(
-    op: Op,
+    op: Op[Any],
     implementation: str = "reference",
     *,
     cases: tuple[Case, ...] | None = None,
@@ -24,7 +25,7 @@ def check_op(
 ) -> None:
     """Asserts that `implementation` of `op` is as good as its reference, value and gradients, on every case.
 
-    The truth is the reference in float64 on the same inputs. The largest error may be at most twice the reference's
+    Several results are checked one by one, under their names where they have any. The truth is the reference in float64 on the same inputs. The largest error may be at most twice the reference's
     own in `dtype`, with a floor of four units in the last place of the largest true entry. Each case runs contiguous and
     with every input strided in a NaN-filled store; cases may be empty. The value must not depend on gradients being
     asked. ValueError for float64, which is the truth itself: use torch.autograd.gradcheck there.
@@ -33,38 +34,62 @@ def check_op(
         raise ValueError("check_op measures against float64; give a narrower dtype, or use gradcheck.")
     for case in op.cases if cases is None else cases:
         made = op.make_inputs(**case, generator=torch.Generator().manual_seed(seed))
-        inputs = {name: tensor.to(device=device, dtype=dtype) for name, tensor in made.items()}
-        truth = evaluate(op.reference, {name: tensor.double() for name, tensor in inputs.items()}, seed)
-        reference = evaluate(op.reference, inputs, seed)
+        inputs = {name: convert(tensor, device, dtype) for name, tensor in made.items()}
+        settings = op.settings(case)
+        exact = {name: convert(tensor, device, torch.float64) for name, tensor in inputs.items()}
+        truth = evaluate(op.reference, exact, seed, settings)
+        reference = evaluate(op.reference, inputs, seed, settings)
         run = op.implementation(implementation)
         for layout, arranged in (("contiguous", inputs), ("strided", strided(inputs))):
-            got = evaluate(run, arranged, seed)
+            got = evaluate(run, arranged, seed, settings)
             for name, true in truth.items():
                 compare(f"{op.name}/{implementation} {case} {layout}: {name}", got[name], reference[name], true)
         with torch.no_grad():
-            plain = run(*inputs.values())
-        assert torch.equal(plain, evaluate(run, inputs, seed)["value"]), f"{op.name} {case}: no_grad changes the value"
+            plain = results(run(*inputs.values(), **settings))
+        with_gradients = evaluate(run, inputs, seed, settings)
+        for name, value in plain.items():
+            assert torch.equal(value, with_gradients[name]), f"{op.name} {case}: no_grad changes {name}"
 
 
-def evaluate(function: Callable[..., Tensor], inputs: Inputs, seed: int) -> Inputs:
-    """Value and `grad_<input>` of the sum of the value times fixed random weights."""
+def convert(tensor: Tensor, device: str, dtype: torch.dtype) -> Tensor:
+    """The tensor on `device`, floats as `dtype`; integers (seeds, masks) stay what they are."""
+    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def results(value: Tensor | tuple[Tensor, ...]) -> Inputs:
+    """The result of an op by name: "value", or a named tuple's fields, or "value0", "value1" …"""
+    if isinstance(value, Tensor):
+        return {"value": value}
+    names = getattr(value, "_fields", [f"value{index}" for index in range(len(value))])
+    return dict(zip(names, value, strict=True))
+
+
+def evaluate(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Inputs, seed: int, settings: Case | None = None
+) -> Inputs:
+    """Results and `grad_<input>` of the sum of all results times fixed random weights."""
     leaves = {name: tensor.detach().requires_grad_(tensor.is_floating_point()) for name, tensor in inputs.items()}
-    value = function(*leaves.values())
-    weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
-    (value * weights.to(value)).sum().backward()  # type: ignore[no-untyped-call]
-    result = {"value": value.detach()}
+    found = results(function(*leaves.values(), **(settings or {})))
+    generator = torch.Generator().manual_seed(seed + 1)
+    weights = {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64) for name, value in found.items()
+    }
+    terms = [(value * weights[name].to(value)).sum() for name, value in found.items() if value.requires_grad]
+    torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
+    out = {name: value.detach() for name, value in found.items()}
     for name, leaf in leaves.items():
         if leaf.requires_grad:
             assert leaf.grad is not None, f"no gradient reaches {name}"
-            result[f"grad_{name}"] = leaf.grad
-    return result
+            out[f"grad_{name}"] = leaf.grad
+    return out
 
 
 def strided(inputs: Inputs) -> Inputs:
     """The same values in tensors that are not contiguous: every second entry of the last axis, rows apart."""
     result: Inputs = {}
     for name, tensor in inputs.items():
-        store = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), torch.nan, dtype=tensor.dtype)
+        blank = torch.nan if tensor.is_floating_point() else 0
+        store = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), blank, dtype=tensor.dtype)
         view = store.to(tensor.device)[..., 1::2]
         result[name] = view.copy_(tensor)
     return result

@@ -62,3 +62,15 @@ def test_a_second_call_measures_nothing_again(runs: list[Path]) -> None:
     again = calibrate(Config(out=out, dims=(8,), processes=("white", "ar1"), utterances=192, frames=200, p1=settings))
     assert again == runs
     assert [path.stat().st_mtime_ns for run in runs for path in sorted((run / "parts").iterdir())] == parts
+
+
+def test_a_half_made_store_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arlat_diag.calibration.run_battery", lambda config, progress: config.out / "results.json")
+    config = Config(out=tmp_path, dims=(2,), processes=("white",), utterances=22, frames=40, speakers=22)
+    (run,) = calibrate(config)
+    store = tmp_path / "stores" / run.name
+    whole = {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    (store / "store.json").unlink()  # what a kill leaves: everything but what is written last
+    next(path for path in store.rglob("*") if path.is_file()).write_bytes(b"broken")
+    assert calibrate(config) == [run]
+    assert {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.is_file()} == whole

@@ -25,7 +25,7 @@ def model(ar1: Ar1, cut_windows: Cut) -> ResidualMixture:
     windows = cut_windows(ar1(0.8, 20, 60, 3, 0))
     rows = split_speakers(windows, 0)
     linear = fit_linear(windows, *rows)
-    return ResidualMixture.start(linear, windows, rows[0], 3, torch.Generator().manual_seed(0), width=16)
+    return ResidualMixture.start(linear, windows, *rows, 3, torch.Generator().manual_seed(0), width=16)
 
 
 def test_round_trip(model: ResidualMixture, spec: LatentSpec, tmp_path: Path) -> None:

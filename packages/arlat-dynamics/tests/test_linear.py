@@ -65,6 +65,29 @@ def test_coupled_dimensions_and_odd_units_are_recovered(cut_windows: Cut) -> Non
     assert torch.allclose(torch.diagonal(model.factor) / unit, torch.full((3,), 0.3), atol=0.02)
 
 
+def stacked(ar1: Ar1, utterances: int, seed: int) -> Tensor:
+    """Eight channels of AR(1), ρ = 0.98, eight of their frames to a frame: neighbours move together, [u 40 64]."""
+    return ar1(0.98, utterances, 320, 8, seed).reshape(utterances, 40, 64)
+
+
+def stacked_nll(now: Tensor, future: Tensor, rho: float = 0.98, horizon: int = 4) -> Tensor:
+    """NLL [n] of the true law of a stacked frame, `horizon` frames after a stacked frame."""
+    last, ahead = now.reshape(-1, 8, 8)[:, -1], future.reshape(-1, 8, 8)
+    before = torch.cat([last[:, None], ahead[:, :-1]], 1)
+    power = torch.tensor([rho ** (8 * horizon - 7)] + [rho] * 7)[:, None]
+    variance = 1 - power**2
+    return 0.5 * ((ahead - power * before).square() / variance + (2 * math.pi * variance).log()).sum((-1, -2))
+
+
+def test_few_windows_of_stacked_frames_are_shrunk_towards_their_mean(ar1: Ar1, cut_windows: Cut) -> None:
+    windows = cut_windows(stacked(ar1, 60, 0), horizon=4)
+    model = fit_linear(windows, *split_speakers(windows, 0))
+    batch = cut_windows(stacked(ar1, 60, 5), horizon=4).all()
+    nll = -model.distribution(batch.context).log_prob(batch.target)
+    # A ridge towards each dimension's own past alone is 2.4 nats from the true law.
+    assert float((nll - stacked_nll(batch.now, batch.future)).mean()) < 1.9
+
+
 def test_constant_dimension_does_no_harm(ar1: Ar1, cut_windows: Cut) -> None:
     z = ar1(0.8, 20, 100, 4, 0)
     z[..., 2] = 7.0

@@ -29,7 +29,7 @@ def trained(windows: Windows, config: TrainConfig = QUICK, components: int = 4) 
     """A fitted network, and its gain over its VAR on the validation part."""
     rows = split_speakers(windows, 0)
     linear = fit_linear(windows, *rows)
-    model = ResidualMixture.start(linear, windows, rows[0], components, seeded(0), width=32)
+    model = ResidualMixture.start(linear, windows, *rows, components, seeded(0), width=32)
     fit(model, windows, *rows, config, seeded(1))
     gain = validation_nll(linear, windows, rows[1]) - validation_nll(model, windows, rows[1])
     return model, float(gain.mean())
@@ -88,7 +88,7 @@ def test_start_equals_the_var(ar1: Ar1, cut_windows: Cut) -> None:
     windows = cut_windows(ar1(0.8, 20, 100, 16, 0))
     rows = split_speakers(windows, 0)
     linear = fit_linear(windows, *rows)
-    model = ResidualMixture.start(linear, windows, rows[0], 8, seeded(0))
+    model = ResidualMixture.start(linear, windows, *rows, 8, seeded(0))
     batch = windows.gather(rows[1])
     with torch.no_grad():
         a, b = linear.distribution(batch.context), model.distribution(batch.context)
@@ -101,7 +101,7 @@ def test_start_equals_the_var(ar1: Ar1, cut_windows: Cut) -> None:
 def test_contract(ar1: Ar1, cut_windows: Cut) -> None:
     windows = cut_windows(ar1(0.8, 20, 60, 4, 0))
     rows = split_speakers(windows, 0)
-    model = ResidualMixture.start(fit_linear(windows, *rows), windows, rows[0], 3, seeded(0), width=16)
+    model = ResidualMixture.start(fit_linear(windows, *rows), windows, *rows, 3, seeded(0), width=16)
     with torch.no_grad():
         model.head.weight.normal_(0, 0.3, generator=seeded(2))
     check_dynamics(model)
@@ -118,7 +118,7 @@ def test_soft_bound_never_dies() -> None:
 def test_saturation_is_counted(ar1: Ar1, cut_windows: Cut) -> None:
     windows = cut_windows(ar1(0.8, 20, 60, 4, 0))
     rows = split_speakers(windows, 0)
-    model = ResidualMixture.start(fit_linear(windows, *rows), windows, rows[0], 4, seeded(0), width=16)
+    model = ResidualMixture.start(fit_linear(windows, *rows), windows, *rows, 4, seeded(0), width=16)
     with torch.no_grad():
         model.raw_log_scale[0] = -1e3
     assert model.saturated_fraction(windows.gather(rows[1]).context) == pytest.approx(0.25)
@@ -166,7 +166,20 @@ def test_fit_repeats(cut_windows: Cut) -> None:
 def test_losses_that_stay_non_finite_are_reported(ar1: Ar1, cut_windows: Cut) -> None:
     windows = cut_windows(ar1(0.8, 20, 60, 4, 0))
     rows = split_speakers(windows, 0)
-    model = ResidualMixture.start(fit_linear(windows, *rows), windows, rows[0], 4, seeded(0), width=16)
+    model = ResidualMixture.start(fit_linear(windows, *rows), windows, *rows, 4, seeded(0), width=16)
     windows.z.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="finite"):
         fit(model, windows, *rows, QUICK, seeded(0))
+
+
+def test_the_start_is_stopped_on_other_speakers_in_whatever_order_they_stand(cut_windows: Cut) -> None:
+    z = walk(120, 0)
+    z[-3:] = torch.randn(3, 120, 2, generator=seeded(7)).cumsum(1)  # the last speakers were recorded differently
+    windows = cut_windows(z)
+    speakers = torch.arange(20)
+    validation = torch.isin(windows.speaker, speakers[:3])
+    rows = ((~validation).nonzero()[:, 0], validation.nonzero()[:, 0])
+    linear = fit_linear(windows, *rows)
+    model = ResidualMixture.start(linear, windows, *rows, 4, seeded(0), width=16)
+    gain = validation_nll(linear, windows, rows[1]) - validation_nll(model, windows, rows[1])
+    assert float(gain.mean()) > 1.5

@@ -78,13 +78,18 @@ def fit_marginal(train: Tensor, validation: Tensor, components: int, generator: 
     return Marginal(mixture, shrunk_gaussian(train))
 
 
+def fit_diagonal(train: Tensor) -> DiagonalGaussian:
+    """B0 from displacements Δ [n d]."""
+    return DiagonalGaussian(train.mean(0), train.std(0, correction=0).clamp_min(1e-8).log())
+
+
 def fit_displacement(
     train: Tensor, validation: Tensor, components: int, generator: torch.Generator
 ) -> dict[str, StepDistribution]:
     """B0, B0f, B1 and B2 from displacements Δ [n d]; `validation` only stops B2."""
     log_m = train.norm(dim=-1).clamp_min(1e-12).log()
     return {
-        "b0": DiagonalGaussian(train.mean(0), train.std(0, correction=0).clamp_min(1e-8).log()),
+        "b0": fit_diagonal(train),
         "b0f": UniformLogNormal(log_m.mean(), log_m.std(correction=0).clamp_min(1e-6).log(), train.shape[-1]),
         "b1": shrunk_gaussian(train),
         "b2": fit_mixture(train, validation, components=components, generator=generator),

@@ -187,7 +187,8 @@ def measure(config: Config, source: Source, label: str, console: Console) -> Pat
 
 
 def battery_settings(config: Config) -> dict[str, Any]:
-    """The battery's settings: those of a full run on real speech, lighter for the stand-in voices, lightest for --quick."""
+    """The battery's settings: lighter than those of `arlat diag battery` on real speech, more so
+    for the stand-in voices, lightest for --quick."""
     from arlat_dynamics.train import TrainConfig
 
     from arlat_diag.diagnostics import p1, r1
@@ -201,7 +202,7 @@ def battery_settings(config: Config) -> dict[str, Any]:
             lags=(2,), components=4, var_inputs=inputs, median_frames=500, train=TrainConfig(max_steps=80)
         )
         return {"p1": light, "r1": r1.Config(starts_per_utterance=2)}
-    return {"p1": p1.Config(var_inputs=inputs)}
+    return {"p1": p1.Config(lags=(2,), var_inputs=inputs, train=TrainConfig(max_steps=300))}
 
 
 def prove(config: Config, console: Console) -> list[Path]:

@@ -12,6 +12,7 @@ from arlat_dynamics.covariance import ledoit_wolf
 
 ROWS = 60_000  # frames that EM sees at most
 ITERATIONS = 40
+SMALLEST_GAIN = 2e-4  # nats per frame, and per 64 dimensions where there are more: EM stops at less
 PRIOR = 4.0  # pseudo-frames of N(0, I) behind every component
 SMALLEST_VARIANCE = 1e-4  # in whitened units
 CERTAINTY = 1.64  # a richer law must be better on the validation part by so many standard errors
@@ -42,14 +43,11 @@ def fit_white(train: Tensor, validation: Tensor, components: int, generator: tor
         train = train[torch.randperm(len(train), generator=generator)[:ROWS]]
     dim = train.shape[-1]
     single = DiagonalGaussian(torch.zeros(dim), torch.zeros(dim)).log_prob(validation)
-    best: GaussianMixture | None = None
-    best_score = single
-    for start in (by_radius(train, components), by_centres(train, components, generator)):
-        law, score = expectation_maximisation(train, validation, start)
-        gain = score - best_score
-        if float(gain.mean()) > CERTAINTY * float(gain.std()) / math.sqrt(len(gain)):
-            best, best_score = law, score
-    return best
+    starts = (by_radius(train, components), by_centres(train, components, generator))
+    fitted = [expectation_maximisation(train, validation, start) for start in starts]
+    law, score = max(fitted, key=lambda pair: float(pair[1].mean()))
+    gain = score - single
+    return law if float(gain.mean()) > CERTAINTY * float(gain.std()) / math.sqrt(len(gain)) else None
 
 
 def by_radius(x: Tensor, components: int) -> Tensor:
@@ -79,13 +77,14 @@ def expectation_maximisation(
     square = train.square()
     law = maximise(train, square, responsibility)
     best, score = law, law.log_prob(validation)
+    enough = SMALLEST_GAIN * max(1.0, train.shape[-1] / 64)
     for _ in range(ITERATIONS):
         law = maximise(train, square, posterior(law, train, square))
         new = law.log_prob(validation)
         gain = float((new - score).mean())
         if gain > 0:
             best, score = law, new
-        if gain < 1e-3:
+        if gain < enough:
             break
     return best, score
 

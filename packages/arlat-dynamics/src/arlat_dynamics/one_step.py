@@ -71,7 +71,9 @@ def train(store: LatentStore, config: Config, progress: Progress) -> tuple[Resid
         )
     generator = torch.Generator().manual_seed(config.seed)
     linear = fit_linear(cut, fit_rows, validation_rows)
-    model = ResidualMixture.start(linear, cut, fit_rows, config.components, generator).to(config.device)
+    model = ResidualMixture.start(linear, cut, fit_rows, validation_rows, config.components, generator).to(
+        config.device
+    )
     log = fit(model, cut, fit_rows, validation_rows, config.train, generator, progress)
     return model, log
 

@@ -39,7 +39,7 @@ class TrainConfig(Config):
     patience: int = Field(3, gt=0)
     """Looks in a row without a gain after which a stage stops."""
     validation_rows: int = Field(4096, gt=1)
-    """Validation windows looked at, evenly spaced."""
+    """Validation windows looked at, evenly spaced; fewer where D is large, down to a quarter."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient of the NLL per dimension."""
     max_seconds: float | None = Field(None, gt=0)
@@ -146,7 +146,8 @@ def fit(
     What a stage began with is a candidate too, and stays unless the stage beats it by more than chance: a model never
     ends worse on the validation part than it began. Raises RuntimeError when losses stay non-finite.
     """
-    some = validation_rows[spaced(len(validation_rows), config.validation_rows)]
+    looked_at = min(config.validation_rows, max(config.validation_rows // 4, 2**20 // model.dim))
+    some = validation_rows[spaced(len(validation_rows), looked_at)]
     first = best = validation_nll(model, windows, some)
     stages = model.stages()
     planned = sum(planned_steps(len(fit_rows), config, stage) for stage in stages)

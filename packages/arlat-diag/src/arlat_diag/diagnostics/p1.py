@@ -18,7 +18,7 @@ from arlat_core.types import Result, Value, WorstFrame
 from arlat_data.store import LatentStore, Split
 from arlat_data.windows import Slice, Windows, median_energy, windows
 from arlat_dynamics import checkpoint
-from arlat_dynamics.models.linear import LinearModel, fit_linear
+from arlat_dynamics.models.linear import LinearModel, fit_several
 from arlat_dynamics.models.mlp import ResidualMixture
 from arlat_dynamics.train import TrainConfig, fit, split_speakers
 from pydantic import Field
@@ -46,7 +46,7 @@ class Config(BaseConfig):
     median_draws: int = Field(256, gt=1)
     """Draws behind the predictive median of the step length."""
     median_frames: int = Field(2000, gt=1)
-    """At most so many held-out frames enter the log-magnitude R²."""
+    """At most so many held-out frames enter the log-magnitude R²; fewer where D is large, 500 at least."""
     train: TrainConfig = TrainConfig()
     """Training of the predictor."""
     seed: int = 0
@@ -76,37 +76,45 @@ def prepare(store: LatentStore, train: Split, held_out: Split, kind: Kind, step:
     return Data(cut, fit_rows, validation_rows, rest)
 
 
-def fit_predictor(data: Data, config: Config, folder: Path, store: LatentStore, device: str) -> ResidualMixture:
-    """Loads the predictor of `folder`, or fits it (the linear VAR first, the network on its residuals) and saves it."""
+@dataclass(frozen=True)
+class Predictor:
+    """What one horizon or lag is predicted with: the network, which holds the VAR, and B3."""
+
+    model: ResidualMixture
+    reversion: LinearModel
+
+
+def fit_predictor(data: Data, config: Config, folder: Path, store: LatentStore, device: str) -> Predictor:
+    """Loads the predictor of `folder`, or fits it (the linear models first, the network on the VAR's residuals) and saves it."""
+    beside = folder / "reversion"
     if checkpoint.exists(folder):
-        return checkpoint.load(folder, store.spec, ResidualMixture).to(device)
+        model = checkpoint.load(folder, store.spec, ResidualMixture).to(device)
+        return Predictor(model, checkpoint.load(beside, store.spec, LinearModel))
     generator = torch.Generator().manual_seed(config.seed)
     orders = [
         order for order in (0, 1, 2, 4, config.context) if order <= 1 or order * store.spec.dim <= config.var_inputs
     ]
-    linear = fit_linear(data.train, data.fit_rows, data.validation_rows, orders=orders)
-    model = ResidualMixture.start(linear, data.train, data.fit_rows, config.components, generator).to(device)
+    linear, reversion = fit_several(data.train, data.fit_rows, data.validation_rows, [orders, (1,)])
+    model = ResidualMixture.start(
+        linear, data.train, data.fit_rows, data.validation_rows, config.components, generator
+    ).to(device)
     fit(model, data.train, data.fit_rows, data.validation_rows, config.train, generator)
+    checkpoint.save(reversion, beside, store.spec)
     checkpoint.save(model, folder, store.spec)
-    return model
+    return Predictor(model, reversion)
 
 
-def one_step_model(store: LatentStore, config: Config, run_dir: Path, device: str) -> ResidualMixture:
+def one_step_predictor(data: Data, store: LatentStore, config: Config, run_dir: Path, device: str) -> Predictor:
     """The predictor at horizon 1, which is also the one-step dynamics model of R1; trained when it is not there yet."""
-    folder = run_dir / "models" / "h1"
-    if checkpoint.exists(folder):
-        return checkpoint.load(folder, store.spec, ResidualMixture).to(device)
-    data = prepare(store, store.load("train"), store.load("eval"), "horizon", 1, config)
-    return fit_predictor(data, config, folder, store, device)
+    return fit_predictor(data, config, run_dir / "models" / "h1", store, device)
 
 
-def fit_baselines(data: Data, config: Config, marginal: Marginal | None, var: LinearModel) -> Baselines:
+def fit_baselines(data: Data, config: Config, marginal: Marginal | None, found: Predictor) -> Baselines:
     """Fits the ladder of one horizon or lag on the training split."""
     generator = torch.Generator().manual_seed(config.seed + 1)
-    train, validation = data.train.gather(data.fit_rows), data.train.gather(data.validation_rows)
-    displacement = fit_displacement(train.target, validation.target, config.components, generator)
-    reversion = None if marginal is None else fit_linear(data.train, data.fit_rows, data.validation_rows, orders=(1,))
-    return Baselines(displacement, reversion, var, marginal)
+    target = data.train.target
+    displacement = fit_displacement(target[data.fit_rows], target[data.validation_rows], config.components, generator)
+    return Baselines(displacement, None if marginal is None else found.reversion, found.model.linear, marginal)
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ def score(model: ResidualMixture, baselines: Baselines, data: Data, config: Conf
                 cosine.setdefault(name, []).append(torch.cosine_similarity(value, batch.target, dim=-1))
                 predicted.setdefault(name, []).append(value.norm(dim=-1))
             length.append(batch.target.norm(dim=-1))
-    rows = median_rows(len(data.held_out), config.median_frames)
+    rows = median_rows(len(data.held_out), min(config.median_frames, max(500, 2**19 // model.dim)))
     return Scores(
         {name: torch.cat(value).double() for name, value in nll.items()},
         {name: torch.cat(value).double() for name, value in cosine.items()},
@@ -196,10 +204,11 @@ def run(
         name = f"h{step}" if kind == "horizon" else f"lag{step}"
         progress(f"P1 {name}")
         data = prepare(store, train, held_out, kind, step, config)
-        model = fit_predictor(data, config, run_dir / "models" / name, store, device)
+        found = fit_predictor(data, config, run_dir / "models" / name, store, device)
+        model = found.model
         if kind == "horizon" and marginal is None:
             marginal = marginal_of(train, data, config)
-        baselines = fit_baselines(data, config, marginal if kind == "horizon" else None, model.linear)
+        baselines = fit_baselines(data, config, marginal if kind == "horizon" else None, found)
         scores = score(model, baselines, data, config, device)
         result |= figures(f"p1.{name}", scores, data, store, truth)
         if kind == "horizon" and step == 1:
@@ -290,7 +299,7 @@ def figures(prefix: str, scores: Scores, data: Data, store: LatentStore, truth: 
     rows = scores.median_rows[scores.length[scores.median_rows] > 0]
     keep = scores.length[scores.median_rows] > 0
     log_m = scores.length[rows].log()
-    trained = data.train.gather(data.fit_rows).target.norm(dim=-1).double()
+    trained = data.train.target[data.fit_rows].norm(dim=-1).double()
     error = (log_m - scores.log_median[keep]) ** 2
     spread = (log_m - trained[trained > 0].log().mean()) ** 2
     value("logmag_r2", rows, spread - error, below=spread, floor=0.0)

@@ -34,6 +34,7 @@ from arlat_dynamics.rollout import injections
 from pydantic import Field
 from torch import Tensor
 
+from arlat_diag.baselines import Baselines, fit_diagonal
 from arlat_diag.diagnostics import p1
 from arlat_diag.geometry import frames_of, scale_of, step_lengths, strangers
 from arlat_diag.horizons import curve_horizon, fit_manifold, horizon_values
@@ -130,8 +131,10 @@ def run(
 
     progress("R1 predictor")
     predictor = config.predictor
-    model = p1.one_step_model(store, predictor, run_dir, device)
     train, held_out = store.load("train"), store.load("eval")
+    data = p1.prepare(store, train, held_out, "horizon", 1, predictor)
+    found = p1.one_step_predictor(data, store, predictor, run_dir, device)
+    model = found.model
     generator = torch.Generator().manual_seed(config.seed)
     starts = choose_starts(held_out, model.context, config.steps, config.starts_per_utterance, generator)
     settings = config.model_dump(mode="json") | {"context": model.context}
@@ -144,11 +147,12 @@ def run(
             value=None, n=Count(speakers=0, utterances=0, frames=0), status=f"not run: no utterance has {need}"
         )
         return Result(values={"r1.horizon.info": none}, notes=notes, settings=settings)
-    data = p1.prepare(store, train, held_out, "horizon", 1, predictor)
-    baselines = p1.fit_baselines(data, predictor, p1.marginal_of(train, data, predictor), model.linear)
+    displacement = {"b0": fit_diagonal(data.train.target[data.fit_rows])}
+    marginal = p1.marginal_of(train, data, predictor)
+    baselines = Baselines(displacement, found.reversion, model.linear, marginal)
     subject = make_subject(train, held_out, starts, baselines, config, generator)
     progress("R1 injection")
-    values, curves = diagnose(subject, model, model.linear, baselines.reversion, config, device)
+    values, curves = diagnose(subject, model, model.linear, found.reversion, config, device)
     progress("R1 manifold")
     values |= manifold(store, train, held_out, subject, model, config, device)
     truth = {key: entry["value"] for key, entry in (store.truth or {"values": {}})["values"].items()}

@@ -1,7 +1,7 @@
 """The linear VAR: the displacement is a linear function of the newest frames, plus Gaussian noise.
 
-Its order, and how far its coefficients are shrunk towards those of independent dimensions, are chosen on held-out
-speakers, so that it knows nothing where there is nothing to know: on white noise it is the mean of the training set.
+Its order, and how far its coefficients are shrunk towards the mean of z or towards independent dimensions, are chosen on
+held-out speakers, so that it knows nothing where there is nothing to know: on white noise it is the mean of the training set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from arlat_dynamics.base import WindowModel, WindowSource, row_blocks
 from arlat_dynamics.covariance import gaussian_intensity, ledoit_wolf, ledoit_wolf_intensity, shrink, spread
 
 ORDERS = (0, 1, 2, 4, 8)
-RIDGES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)  # per row, in units of the standardised inputs
+RIDGES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-6)  # per row, in units of the standardised inputs
 BLOCK = 4096  # rows in memory at a time
 CERTAINTY = 1.64  # a richer model must be better on the validation part by so many standard errors
 
@@ -143,20 +143,30 @@ def fit_linear(
     The simplest candidate wins unless a richer one is better by more than chance. Every sum is float64 and streamed.
     Raises ValueError when there are fewer than 2 rows on either side.
     """
+    return fit_several(windows, fit_rows, validation_rows, [orders])[0]
+
+
+def fit_several(
+    windows: WindowSource, fit_rows: Tensor, validation_rows: Tensor, orders: Sequence[Sequence[int]]
+) -> list[LinearModel]:
+    """`fit_linear` for several sets of orders, from the same sums."""
     if min(len(fit_rows), len(validation_rows)) < 2:
         raise ValueError(
             f"A VAR needs at least 2 windows to fit and 2 to choose by, not {len(fit_rows)} and {len(validation_rows)}."
         )
     first = windows.gather(fit_rows[:1])
     context, dim = int(first.context.shape[-2]), int(first.context.shape[-1])
-    usable = sorted({order for order in orders if order <= context})
-    frames = max(1, *usable)
+    usable = [sorted({order for order in some if order <= context}) for some in orders]
+    frames = max(1, *(order for some in usable for order in some))
     scaling = scaling_of(windows, fit_rows)
     train = moments(windows, fit_rows, frames, scaling)
     held_out = moments(windows, validation_rows, frames, scaling, train)
-    chosen = choose(candidates(train, scaling, usable), train, held_out)
-    covariance = residual_covariance(windows, fit_rows, train, scaling, chosen)
-    return assemble(chosen, train, scaling, covariance, context, dim)
+    models = []
+    for some in usable:
+        chosen = choose(candidates(train, scaling, some), train, held_out)
+        covariance = residual_covariance(windows, fit_rows, train, scaling, chosen)
+        models.append(assemble(chosen, train, scaling, covariance, context, dim))
+    return models
 
 
 def scaling_of(windows: WindowSource, rows: Tensor, at_most: int = 20_000) -> Scaling:
@@ -171,7 +181,7 @@ def blocks(windows: WindowSource, rows: Tensor, frames: int, scaling: Scaling) -
     """Standardised inputs [n frames*d] and targets [n d], float64, block by block."""
     for part in row_blocks(rows, BLOCK):
         batch = windows.gather(part)
-        x = (batch.context.double() - scaling.center) / scaling.scale
+        x = (batch.context[:, batch.context.shape[1] - frames :].double() - scaling.center) / scaling.scale
         yield newest_first(x, frames), (batch.target.double() - scaling.target_center) / scaling.target_scale
 
 
@@ -199,11 +209,16 @@ def moments(
 
 
 def candidates(train: Moments, scaling: Scaling, orders: Sequence[int]) -> Iterator[Candidate]:
-    """Predictors from simple to rich: a constant, the mean of z, each dimension by itself, all dimensions by ridge."""
+    """Predictors from simple to rich: a constant, the mean of z, each dimension by itself, all dimensions by ridge.
+
+    The ridge shrinks towards the mean of z and towards each dimension by itself: dimensions that move together (frames
+    stacked, mel bands) are better served by the former, independent ones by the latter.
+    """
     dim = len(scaling.center)
+    reversion = -torch.diag(scaling.scale / scaling.target_scale)  # Δ̂ = mean − z_t
     if 0 in orders:
         yield Candidate(0, None, torch.zeros(dim, dim, dtype=torch.float64), 1.0)
-        yield Candidate(0, None, -torch.diag(scaling.scale / scaling.target_scale), 1.0)  # Δ̂ = mean − z_t
+        yield Candidate(0, None, reversion, 1.0)
     lone = {order: own_past(train, order, dim) for order in orders if order > 0}
     for order, weight in lone.items():
         yield Candidate(order, None, weight, 1.0 + order)
@@ -211,12 +226,15 @@ def candidates(train: Moments, scaling: Scaling, orders: Sequence[int]) -> Itera
         part = train.leading(order * dim)
         values, basis = torch.linalg.eigh(part.xx)
         values = values.clamp_min(0)
-        rest = basis.mT @ (part.xy - part.xx @ weight)
-        for ridge in RIDGES:
-            kept = values + ridge * train.count
-            freedom = 1.0 + order + float((values / kept).sum())
-            if freedom < 0.5 * train.count:
-                yield Candidate(order, ridge, weight + basis @ (rest / kept[:, None]), freedom)
+        towards_mean = torch.zeros_like(weight)
+        towards_mean[:dim] = reversion
+        for base, spent in ((towards_mean, 1.0), (weight, 1.0 + order)):
+            rest = basis.mT @ (part.xy - part.xx @ base)
+            for ridge in RIDGES:
+                kept = values + ridge * train.count
+                freedom = spent + float((values / kept).sum())
+                if freedom < 0.5 * train.count:
+                    yield Candidate(order, ridge, base + basis @ (rest / kept[:, None]), freedom)
 
 
 def own_past(train: Moments, order: int, dim: int) -> Tensor:

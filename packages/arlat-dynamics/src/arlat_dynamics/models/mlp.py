@@ -127,6 +127,7 @@ class ResidualMixture(WindowModel):
         linear: LinearModel,
         windows: WindowSource,
         rows: Tensor,
+        validation_rows: Tensor,
         components: int,
         generator: torch.Generator,
         width: int | None = None,
@@ -134,21 +135,23 @@ class ResidualMixture(WindowModel):
     ) -> ResidualMixture:
         """A network that is the VAR with the best unconditional law of its residual, for the windows at `rows`.
 
-        The width follows the number of rows unless it is given.
+        That law is stopped on `validation_rows`, which should be other speakers. The width follows the number of rows
+        unless it is given.
         """
         size = width or default_width(len(rows), linear.dim)
         model = cls(Config(linear=linear.settings(), components=components, width=size, depth=depth))
         model.linear.load_state_dict(linear.state_dict())
-        some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS), dtype=torch.float64).long()]
+        some, others = spread_out(rows), spread_out(validation_rows)
         model.whiten.copy_(torch.linalg.inv(linear.factor.double()))
         model._standardise(windows, some)
         model._initialise(generator)
-        model._start_components(windows, some, generator)
+        model._start_components(windows, some, others, generator)
         return model
 
     def _standardise(self, windows: WindowSource, rows: Tensor) -> None:
         """Takes the moments of frames and of their differences."""
-        context = windows.gather(rows).context.double()
+        newest = [windows.gather(part).context[:, -2:] for part in row_blocks(rows, 4096)]
+        context = torch.cat(newest).double()
         self.center.copy_(context[:, -1].mean(0))
         self.scale.copy_(spread(context[:, -1].var(0, correction=0)))
         if self.context > 1:
@@ -166,10 +169,12 @@ class ResidualMixture(WindowModel):
             last.bias.zero_()  # type: ignore[operator]
 
     @torch.no_grad()
-    def _start_components(self, windows: WindowSource, rows: Tensor, generator: torch.Generator) -> None:
+    def _start_components(
+        self, windows: WindowSource, rows: Tensor, validation_rows: Tensor, generator: torch.Generator
+    ) -> None:
         """Sets the biases to a mixture of the whitened residual, or to one Gaussian in slightly different copies."""
-        white = self.residual(windows, rows)
-        law = fit_white(white[: len(white) * 9 // 10], white[len(white) * 9 // 10 :], self.components, generator)
+        white, held_out = self.residual(windows, rows), self.residual(windows, validation_rows)
+        law = fit_white(white, held_out, self.components, generator)
         m, d = self.components, self.dim
         if law is None:
             loc = BREAK_LOC * torch.randn(m, d, generator=generator)
@@ -228,6 +233,11 @@ class ResidualMixture(WindowModel):
         """Part of the scales [n m d] that lie near the end of their range, for context [n w d]."""
         near = self.mixture(context).log_scale.abs() > SATURATED * LOG_SCALE_RANGE
         return float(near.float().mean())
+
+
+def spread_out(rows: Tensor) -> Tensor:
+    """At most `ROWS` of rows [n], evenly spaced."""
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS), dtype=torch.float64).long()]
 
 
 def soft_bound(raw: Tensor) -> Tensor:

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import torch
-from arlat_core.config import Config as BaseConfig
-from arlat_core.types import Codec, LatentSpec
-from pydantic import Field
 from torch import Tensor
 
 from arlat_data.codecs import build_codec
-from arlat_data.codecs._frames import frame_count, group, wrapped_spec
+from arlat_data.codecs._frames import GroupConfig, Grouped
 
 
-class Config(BaseConfig):
+class Config(GroupConfig):
     """`stride:FACTOR|CODEC`."""
 
-    factor: int = Field(ge=1)
-    """Inner frames per frame."""
-    inner: str
-    """The codec that is wrapped, as text."""
 
-
-class Stride:
+class Stride(Grouped):
     """The newest of each `factor` frames of `inner`, so that a frame ends where its audio ends."""
 
-    def __init__(self, inner: Codec, factor: int) -> None:
-        self.inner = inner
-        self.factor = factor
-        self._spec = wrapped_spec(inner, "stride", factor, inner.spec.dim)
+    name = "stride"
 
-    @property
-    def spec(self) -> LatentSpec:
-        return self._spec
-
-    def frames(self, samples: int) -> int:
-        return frame_count(self.inner.frames(samples), self.factor)
-
-    def encode(self, audio: Tensor) -> Tensor:
-        return group(self.inner.encode(audio), self.factor)[:, :, -1].contiguous()
+    def join(self, frames: Tensor) -> Tensor:
+        return frames[:, :, -1].contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.inner.decode(self._interpolate(latents))

@@ -48,6 +48,16 @@ def written(runs: list[Path], out: Path) -> tuple[str, str]:
     return page.read_text(encoding="utf-8"), beside.read_text(encoding="utf-8")
 
 
+def test_a_run_brings_its_calibration_with_it(tmp_path: Path, real_results: Maker, synthetic_results: Maker) -> None:
+    run = save(tmp_path / "run", real_results({"lyra": 64}))
+    proof = save(run / "calibration" / "runs" / "white", synthetic_results())
+    (run / "calibration" / "runs" / "unfinished").mkdir()
+    bare = save(tmp_path / "bare", real_results({"lyra": 64}))
+    whole = written([run], tmp_path / "report.html")
+    assert whole == written([bare, proof], tmp_path / "apart" / "report.html")
+    assert whole != written([bare], tmp_path / "alone" / "report.html")
+
+
 def test_a_whole_report_asks_every_question_and_shows_figures_with_floors(
     tmp_path: Path, real_results: Maker, synthetic_results: Maker
 ) -> None:

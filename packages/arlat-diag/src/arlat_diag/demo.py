@@ -205,8 +205,8 @@ def battery_settings(config: Config) -> dict[str, Any]:
     return {"p1": p1.Config(lags=(2,), var_inputs=inputs, train=TrainConfig(max_steps=300))}
 
 
-def prove(config: Config, console: Console) -> list[Path]:
-    """The calibration runs of the report: small synthetic stores whose answers are known."""
+def prove(config: Config, console: Console) -> None:
+    """Makes the calibration runs of the report: small synthetic stores whose answers are known."""
     from arlat_dynamics.train import TrainConfig
 
     from arlat_diag.calibration import Config as CalibrationConfig
@@ -216,7 +216,7 @@ def prove(config: Config, console: Console) -> list[Path]:
     folder = config.out / "calibration"
     processes, utterances = (("white",), 64) if config.quick else (("white", "ar1"), 128)
     with console.status("  calibration") as status:
-        return calibrate(
+        calibrate(
             CalibrationConfig(
                 out=folder,
                 dims=(8,),
@@ -324,11 +324,12 @@ def demo(config: Config) -> Results:
         console.print("[b]3/5[/b] battery")
         runs = {label: measure(config, source, label, console) for label, source in sources.items()}
         console.print("[b]4/5[/b] proof of the battery")
-        proofs = prove(config, console) if config.calibrate else []
+        if config.calibrate:
+            prove(config, console)
         console.print("[b]5/5[/b] report")
         results = collect(config, runs, sources, console)
         write_results(config.out / "results.json", results)
-        write_report([config.out / "results.json", *proofs], config.out / "report.html")
+        write_report([config.out], config.out / "report.html")
     return results
 
 

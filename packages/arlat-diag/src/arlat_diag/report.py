@@ -137,12 +137,15 @@ def picture_file(figures: dict[int, str], picture: Picture) -> Markup:
 
 
 def write_report(runs: Sequence[Path], out: Path) -> tuple[Path, Path]:
-    """Writes `out` (HTML), the Markdown beside it and its plots in `<stem>_figures`; returns the two paths."""
+    """Writes `out` (HTML), the Markdown beside it and its plots in `<stem>_figures`; returns the two paths.
+
+    A run of `arlat demo` brings its calibration runs with it.
+    """
     if not runs:
         raise UserError("No run was given. Write `arlat diag report RUN… --out report.html`.")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out is {out}, but the report is HTML: give a name that ends in .html.")
-    notes, pages = make_sections([open_run(path) for path in runs])
+    notes, pages = make_sections([open_run(path) for run in runs for path in (run, *proofs(run))])
     folder = out.with_name(f"{out.stem}_figures")
     figures = {}
     for page in pages:
@@ -154,6 +157,11 @@ def write_report(runs: Sequence[Path], out: Path) -> tuple[Path, Path]:
     atomic_write(beside, render_markdown(notes, pages, figures))
     atomic_write(out, render_html(notes, pages))
     return out, beside
+
+
+def proofs(run: Path) -> list[Path]:
+    """The finished calibration runs inside a run directory."""
+    return sorted(path.parent for path in run.glob("calibration/runs/*/results.json"))
 
 
 def url_name(text: str) -> str:

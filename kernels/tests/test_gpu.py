@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +22,15 @@ TWINS = [op for op in OPS if "triton" in op.twins]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)
-def test_twin_is_as_good_as_the_reference(op: Op, dtype: torch.dtype) -> None:
+def test_twin_is_as_good_as_the_reference(op: Op[Any], dtype: torch.dtype) -> None:
     check_op(op, "triton", dtype=dtype, device="cuda")
 
 
 @pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)
-def test_the_device_picks_the_twin(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_picks_the_twin(op: Op[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ARLAT_KERNELS", raising=False)
     made = op.make_inputs(**op.cases[1], generator=torch.Generator().manual_seed(0))
-    assert op.pick(*(tensor.cuda() for tensor in made.values())) == "triton"
+    assert op.pick(*(tensor.cuda() for tensor in made.values()), **op.settings(op.cases[1])) == "triton"
 
 
 def test_mixture_repeats_bitwise() -> None:

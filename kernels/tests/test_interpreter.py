@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from arlat_kernels import OPS, Op
-from arlat_kernels.testing import check_op
+from arlat_kernels.testing import check_op, convert, evaluate, results
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by nox -s interpreter (TRITON_INTERPRET=1)", allow_module_level=True)
@@ -31,35 +33,51 @@ def poisoned() -> Iterator[None]:
 # bfloat16 results are not here: the interpreter truncates where a device rounds.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)
-def test_twin_is_as_good_as_the_reference(op: Op, dtype: torch.dtype) -> None:
+def test_twin_is_as_good_as_the_reference(op: Op[Any], dtype: torch.dtype) -> None:
     check_op(op, "triton", dtype=dtype)
 
 
 @pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)
-def test_bfloat16_inputs_are_upcast_exactly(op: Op) -> None:
+def test_bfloat16_inputs_are_upcast_exactly(op: Op[Any]) -> None:
     made = op.make_inputs(**op.cases[1], generator=torch.Generator().manual_seed(0))
-    narrow = [tensor.bfloat16() for tensor in made.values()]
-    run = op.implementation("triton")
-    assert torch.equal(run(*narrow), run(*(tensor.float() for tensor in narrow)))
+    narrow = [convert(tensor, "cpu", torch.bfloat16) for tensor in made.values()]
+    settings, run = op.settings(op.cases[1]), op.implementation("triton")
+    wide = run(*(convert(tensor, "cpu", torch.float32) for tensor in narrow), **settings)
+    for got, expected in zip(results(run(*narrow, **settings)).values(), results(wide).values(), strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)
-def test_float64_agrees_and_passes_gradcheck(op: Op) -> None:
+def test_float64_agrees_and_passes_gradcheck(op: Op[Any]) -> None:
     made = op.make_inputs(**op.cases[1], generator=torch.Generator().manual_seed(0))
-    inputs = [tensor.double().requires_grad_() for tensor in made.values()]
-    run = op.implementation("triton")
-    torch.testing.assert_close(run(*inputs), op.reference(*inputs), rtol=1e-12, atol=1e-12)
+    inputs = [convert(tensor, "cpu", torch.float64) for tensor in made.values()]
+    inputs = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+    run = partial(op.implementation("triton"), **op.settings(op.cases[1]))
+    expected = op.reference(*inputs, **op.settings(op.cases[1]))
+    torch.testing.assert_close(run(*inputs), expected, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)
-def test_the_variable_forces_the_twin(op: Op, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_forces_the_twin(op: Op[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     made = op.make_inputs(**op.cases[1], generator=torch.Generator().manual_seed(0))
+    settings = op.settings(op.cases[1])
     monkeypatch.delenv("ARLAT_KERNELS", raising=False)
-    assert op.pick(*made.values()) == "reference"
+    assert op.pick(*made.values(), **settings) == "reference"
     monkeypatch.setenv("ARLAT_KERNELS", "triton")
-    assert op.pick(*made.values()) == "triton"
-    torch.testing.assert_close(op(*made.values()), op.reference(*made.values()))
+    assert op.pick(*made.values(), **settings) == "triton"
+    torch.testing.assert_close(op(*made.values(), **settings), op.reference(*made.values(), **settings))
+
+
+@pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)
+def test_compiles_without_a_graph_break(op: Op[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARLAT_KERNELS", "triton")
+    made = op.make_inputs(**op.cases[1], generator=torch.Generator().manual_seed(0))
+    eager = partial(op, **op.settings(op.cases[1]))
+    whole = torch.compile(lambda *inputs: eager(*inputs), fullgraph=True, backend="aot_eager")
+    got, expected = evaluate(whole, made, 0), evaluate(eager, made, 0)
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=0, msg=name)
 
 
 def test_mixture_has_no_gap_at_a_closed_component_or_a_chunked_head() -> None:
@@ -93,17 +111,3 @@ def test_a_block_of_many_dimensions_is_walked() -> None:
     from arlat_kernels import mixture_nll
 
     check_op(mixture_nll, "triton", cases=({"n": 2, "m": 2, "d": 1031}, {"n": 2, "m": 33, "d": 3}))
-
-
-def test_compiles_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
-    from arlat_kernels import mixture_nll
-
-    monkeypatch.setenv("ARLAT_KERNELS", "triton")
-    made = mixture_nll.make_inputs(3, 2, 5, generator=torch.Generator().manual_seed(0))
-    leaves = [tensor.requires_grad_() for tensor in made.values()]
-    whole = torch.compile(lambda *inputs: mixture_nll(*inputs), fullgraph=True, backend="aot_eager")
-    expected = mixture_nll(*leaves)
-    torch.testing.assert_close(whole(*leaves), expected, rtol=0, atol=0)
-    got = torch.autograd.grad(whole(*leaves).sum(), leaves)
-    for one, other in zip(got, torch.autograd.grad(expected.sum(), leaves), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)

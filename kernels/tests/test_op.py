@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from arlat_kernels import OPS, Op, TwinUnavailableError, UnknownTwinError
@@ -17,7 +19,7 @@ def doubled(x: Tensor) -> Tensor:
     return x * 2
 
 
-def op(obstacle: str | None = None, devices: frozenset[str] = frozenset({"cpu"})) -> Op:
+def op(obstacle: str | None = None, devices: frozenset[str] = frozenset({"cpu"})) -> Op[Tensor]:
     twin = Twin(run=lambda x: x + x + 1, obstacle=lambda *_: obstacle, devices=devices)
     return Op("double", doubled, make_inputs, ({"n": 3},), {"triton": twin})
 
@@ -72,7 +74,7 @@ def test_triton_says_what_is_wrong_with_the_inputs() -> None:
 
 
 @pytest.mark.parametrize("each", OPS, ids=lambda each: each.name)
-def test_inputs_are_a_function_of_the_generator(each: Op) -> None:
+def test_inputs_are_a_function_of_the_generator(each: Op[Any]) -> None:
     for case in each.cases:
         first, again = (each.make_inputs(**case, generator=torch.Generator().manual_seed(5)) for _ in range(2))
         assert all(torch.equal(first[name], again[name]) for name in first)

@@ -27,10 +27,10 @@ Usage = dict[str, int]
 
 
 def shipped() -> tuple[Build, ...]:
-    """Every build of every op that has a Triton twin."""
-    from arlat_kernels import mixture_triton
+    """Every build of every op's Triton twin."""
+    from arlat_kernels import OPS
 
-    return mixture_triton.builds()
+    return tuple(build for op in OPS if "triton" in op.twins for build in op.twins["triton"].builds())
 
 
 def obstacle() -> str | None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from arlat_kernels.build import Build
 from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
 
 LOG_2PI = math.log(2 * math.pi)
@@ -72,6 +73,12 @@ def _triton(logits: Tensor, mean: Tensor, log_scale: Tensor, x: Tensor) -> Tenso
     return mixture_nll_triton(logits, mean, log_scale, x)
 
 
+def _triton_builds() -> tuple[Build, ...]:
+    from arlat_kernels.mixture_triton import builds
+
+    return builds()
+
+
 def _triton_obstacle(*inputs: Tensor) -> str | None:
     return triton_obstacle(inputs, TRITON_DTYPES)
 
@@ -81,5 +88,5 @@ mixture_nll = Op(
     reference=mixture_nll_reference,
     make_inputs=make_inputs,
     cases=CASES,
-    twins={"triton": Twin(run=_triton, obstacle=_triton_obstacle)},
+    twins={"triton": Twin(run=_triton, obstacle=_triton_obstacle, builds=_triton_builds)},
 )

@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from arlat_kernels.build import Build
+
 VARIABLE = "ARLAT_KERNELS"
 REFERENCE = "reference"
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # found, not imported: that takes a while
@@ -32,12 +34,13 @@ class UnknownTwinError(ValueError):
 class Twin:
     """A fast implementation: `run` takes what the reference takes; `obstacle` takes it too and says why not, or None.
 
-    `devices` are the device types on which it is picked by itself.
+    `devices` are the device types on which it is picked by itself; `builds()` is what is compiled ahead of time of it.
     """
 
     run: Callable[..., Any]
     obstacle: Callable[..., str | None]
     devices: frozenset[str] = frozenset({"cuda"})
+    builds: Callable[[], tuple[Build, ...]] = tuple
 
 
 @dataclass(frozen=True)

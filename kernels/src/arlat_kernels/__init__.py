@@ -6,10 +6,10 @@ from typing import Any
 
 from arlat_kernels.mixture import mixture_nll
 from arlat_kernels.op import Op, TwinUnavailableError, UnknownTwinError
-from arlat_kernels.vmf import vmf_entropy, vmf_log_norm, vmf_mean_resultant
+from arlat_kernels.vmf import vmf_entropy, vmf_kl_uniform, vmf_log_norm, vmf_mean_resultant
 from arlat_kernels.vmf_sample import vmf_sample
 
-OPS: tuple[Op[Any], ...] = (mixture_nll,)
+OPS: tuple[Op[Any], ...] = (mixture_nll, vmf_log_norm, vmf_mean_resultant, vmf_entropy, vmf_kl_uniform)
 
 __all__ = [
     "OPS",
@@ -18,6 +18,7 @@ __all__ = [
     "UnknownTwinError",
     "mixture_nll",
     "vmf_entropy",
+    "vmf_kl_uniform",
     "vmf_log_norm",
     "vmf_mean_resultant",
     "vmf_sample",

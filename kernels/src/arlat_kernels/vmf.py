@@ -26,7 +26,7 @@ __all__ = [
     "vmf_mean_resultant",
 ]
 
-CHUNK = 16384  # entries worked on at a time: few enough for the cache, many enough to hide the cost of a call
+CHUNK_BYTES = 2**18  # of a temporary worked on at a time: small enough for the cache, long enough to hide a call's cost
 # Quantity: (quantity that is its derivative, its sign, whether κ multiplies it).
 DERIVATIVES: dict[str, tuple[str, float, bool]] = {
     "scaled_log_norm": ("complement", 1.0, False),
@@ -36,6 +36,7 @@ DERIVATIVES: dict[str, tuple[str, float, bool]] = {
     "resultant": ("slope", 1.0, False),
     "complement": ("slope", -1.0, False),
 }
+RATIOS = ("resultant", "complement")  # no float64 temporaries at float32 κ
 Values = Callable[[Tensor, int, str], Tensor]
 
 
@@ -112,7 +113,7 @@ class Quantity(torch.autograd.Function):
         ctx.save_for_backward(kappa)
         ctx.dim = dim
         ctx.quantity = quantity
-        return chunked(lambda part: series_value(part, dim, quantity), kappa)
+        return chunked(lambda part: series_value(part, dim, quantity), kappa, 4 if quantity in RATIOS else 8)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -136,11 +137,12 @@ def derivative(values: Values, kappa: Tensor, dim: int, quantity: str) -> Tensor
     return sign * (kappa * slope) if weighted else sign * slope
 
 
-def chunked(function: Callable[[Tensor], Tensor], kappa: Tensor) -> Tensor:
-    """`function` of κ [...], entry by entry; on the CPU over CHUNK entries at a time."""
-    if torch.compiler.is_compiling() or kappa.device.type != "cpu" or kappa.numel() <= CHUNK:
+def chunked(function: Callable[[Tensor], Tensor], kappa: Tensor, itemsize: int) -> Tensor:
+    """`function` of κ [...], entry by entry; on the CPU in chunks, by the size of κ's entries and of temporaries'."""
+    entries = CHUNK_BYTES // max(itemsize, kappa.element_size())
+    if torch.compiler.is_compiling() or kappa.device.type != "cpu" or kappa.numel() <= entries:
         return function(kappa)
-    return torch.cat([function(part) for part in torch.split(kappa.reshape(-1), CHUNK)]).reshape(kappa.shape)
+    return torch.cat([function(part) for part in torch.split(kappa.reshape(-1), entries)]).reshape(kappa.shape)
 
 
 def series_value(kappa: Tensor, dim: int, quantity: str) -> Tensor:
@@ -148,7 +150,7 @@ def series_value(kappa: Tensor, dim: int, quantity: str) -> Tensor:
     how = effort(kappa)
     if quantity == "divergence":
         return divergence(kappa, dim, how).to(kappa.dtype)
-    if quantity in ("resultant", "complement"):
+    if quantity in RATIOS:
         low = kappa.clamp_max(how.top)
         g = perron(low, dim, how)
         return (low if quantity == "resultant" else g) / (low + g)

@@ -43,6 +43,12 @@ def obstacle() -> str | None:
 
 def compile_build(build: Build, architecture: int) -> Usage:
     """Registers and stack bytes per thread, shared bytes per block, and spill instructions of one cubin."""
+    compiled = compile_kernel(build, architecture)
+    return {**read_cubin(compiled.asm["cubin"]), "shared": int(compiled.metadata.shared)}
+
+
+def compile_kernel(build: Build, architecture: int) -> Any:
+    """Triton's compiled kernel: `asm` has "ptx" and "cubin", `metadata` has `shared`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -55,10 +61,7 @@ def compile_build(build: Build, architecture: int) -> Usage:
         if name in build.types or (build.aligned and name != "n" and name not in build.constants)
     }
     source = ASTSource(build.kernel, signature, constexprs=dict(build.constants), attrs=hints)
-    compiled: Any = triton.compile(
-        source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": build.warps}
-    )
-    return {**read_cubin(compiled.asm["cubin"]), "shared": int(compiled.metadata.shared)}
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": build.warps})
 
 
 def read_cubin(cubin: bytes) -> Usage:

@@ -69,8 +69,8 @@ class Effort:
 
 
 # Terms by measurement against 120 of them, κ from 1e-3 to 1e7: to the rounding of the dtype in A, 1 − A and A′.
-SINGLE = Effort(order=6.0, far=12.0, tolerance=2.5e-8, terms=((8, 20), (math.inf, 12)), powers=5, top=1e18)
-DOUBLE = Effort(order=24.0, far=24.0, tolerance=1e-14, terms=((8, 60), (32, 40), (math.inf, 24)), powers=10, top=1e150)
+SINGLE = Effort(order=6.0, far=12.0, tolerance=2.5e-8, terms=((8, 20), (math.inf, 12)), powers=8, top=1e18)
+DOUBLE = Effort(order=24.0, far=24.0, tolerance=1e-14, terms=((8, 60), (32, 40), (math.inf, 24)), powers=16, top=1e150)
 
 
 def effort(kappa: Tensor) -> Effort:
@@ -181,7 +181,7 @@ def debye(s: Tensor, nu: Tensor | float, count: int) -> Tensor:
 
 def debye_at_zero(nu: float, count: int) -> float:
     """The series at κ = 0 (w = 1/ν, t = 1), a Stirling series."""
-    return math.fsum(math.fsum(row) / nu**n for n, row in enumerate(DEBYE[:count], start=1))
+    return math.fsum([math.fsum(row) / nu**n for n, row in enumerate(DEBYE[:count], start=1)])
 
 
 def lowering(kappa: Tensor, nu: float, raised: float, how: Effort) -> Tensor:
@@ -202,11 +202,11 @@ def divergence(kappa: Tensor, dim: int, how: Effort) -> Tensor:
     wide = kappa.double()
     g = perron(kappa.clamp_max(how.top), dim, how).double()
     far = excess(kappa, dim, how).sub_(wide * g / (wide + g))
-    square = wide.clamp_max(dim / 10).div_(dim).square_()
+    square = wide.clamp_max(dim / 5).div_(dim).square_()
     near = torch.zeros_like(wide)
     for coefficient in reversed(divergence_series(dim, how.powers)):
         near.add_(coefficient).mul_(square)
-    return torch.where(wide < dim / 10, near, far)
+    return torch.where(wide < dim / 5, near, far)
 
 
 def divergence_series(dim: int, count: int) -> tuple[float, ...]:
@@ -216,6 +216,6 @@ def divergence_series(dim: int, count: int) -> tuple[float, ...]:
     """
     scaled = [float(dim)]  # a_j·d^2j
     for j in range(2, count + 1):
-        product = math.fsum(scaled[i - 1] * scaled[j - i - 1] for i in range(1, j))
+        product = math.fsum([scaled[i - 1] * scaled[j - i - 1] for i in range(1, j)])
         scaled.append(-product / (dim + 2 * j - 2))
     return tuple(a * (1 - 1 / (2 * j)) for j, a in enumerate(scaled, start=1))

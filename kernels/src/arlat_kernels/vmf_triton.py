@@ -180,21 +180,25 @@ def value_kernel(
         main = over + tl.full(k.shape, UNIFORM, tl.float64)
         if QUANTITY == "log_norm":
             main = main - wide
-        elif QUANTITY != "scaled_log_norm":
-            g = perron(low, D, TERMS).to(tl.float64)
-            gap = wide * g / (wide + g)  # κ(1 − A)
-            if QUANTITY == "entropy":
-                main = gap - main
-            else:
-                main = about_zero(wide, over - gap, D, SERIES, POWERS)
+        elif QUANTITY == "entropy":
+            main = shortfall(low, wide, D, TERMS) - main
+        elif QUANTITY == "divergence":
+            main = about_zero(wide, over - shortfall(low, wide, D, TERMS), D, SERIES, POWERS)
         value = main.to(k.dtype)
     tl.store(value_ptr + at, value, alive)
 
 
 @triton.jit
+def shortfall(low, wide, D: tl.constexpr, TERMS: tl.constexpr):
+    """κ(1 − A) in float64."""
+    g = perron(low, D, TERMS).to(tl.float64)
+    return wide * g / (wide + g)
+
+
+@triton.jit
 def about_zero(wide, far, D: tl.constexpr, SERIES: tl.constexpr, POWERS: tl.constexpr):
-    """The divergence: its series in (κ/d)² where 10κ < d, else `far`."""
-    near = 10 * wide < D
+    """The divergence: its series in (κ/d)² where 5κ < d, else `far`."""
+    near = 5 * wide < D
     ratio = tl.where(near, wide, 0.0) / D
     square = ratio * ratio
     total = tl.zeros_like(wide)
@@ -282,16 +286,22 @@ SHIPPED_DIMS = (2, 8, 64, 512)
 
 
 def builds(name: str, quantities: tuple[str, ...]) -> tuple[Build, ...]:
-    """What is compiled ahead of time for the op `name`: its quantities at typical dimensions, float32."""
+    """What is compiled ahead of time for the op `name`: its quantities at typical dimensions, and one in float64."""
     return tuple(
-        Build(
-            name=f"{name}/{quantity}/d{dim}_fp32",
-            kernel=value_kernel,
-            constants=constants(dim, quantity, torch.float32),
-            types={"kappa_ptr": "*fp32", "value_ptr": "*fp32"},
-            aligned=False,
-            warps=WARPS,
-        )
+        build(name, quantity, dim, dtype)
         for quantity in quantities
-        for dim in SHIPPED_DIMS
+        for dim, dtype in (*((dim, torch.float32) for dim in SHIPPED_DIMS), (2, torch.float64))
+    )
+
+
+def build(name: str, quantity: str, dim: int, dtype: torch.dtype) -> Build:
+    """One quantity of one dimension and dtype."""
+    short = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
+    return Build(
+        name=f"{name}/{quantity}/d{dim}_{short}",
+        kernel=value_kernel,
+        constants=constants(dim, quantity, dtype),
+        types={"kappa_ptr": f"*{short}", "value_ptr": f"*{short}"},
+        aligned=False,
+        warps=WARPS,
     )

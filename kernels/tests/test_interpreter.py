@@ -55,7 +55,8 @@ def test_float64_agrees_and_passes_gradcheck(op: Op[Any]) -> None:
     run = partial(op.implementation("triton"), **op.settings(op.cases[1]))
     expected = op.reference(*inputs, **op.settings(op.cases[1]))
     torch.testing.assert_close(run(*inputs), expected, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+    if op.pathwise:
+        assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("op", TWINS, ids=lambda op: op.name)

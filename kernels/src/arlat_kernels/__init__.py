@@ -7,9 +7,9 @@ from typing import Any
 from arlat_kernels.mixture import mixture_nll
 from arlat_kernels.op import Op, TwinUnavailableError, UnknownTwinError
 from arlat_kernels.vmf import vmf_entropy, vmf_kl_uniform, vmf_log_norm, vmf_mean_resultant
-from arlat_kernels.vmf_sample import vmf_sample
+from arlat_kernels.vmf_sample import vmf_draw, vmf_sample
 
-OPS: tuple[Op[Any], ...] = (mixture_nll, vmf_log_norm, vmf_mean_resultant, vmf_entropy, vmf_kl_uniform)
+OPS: tuple[Op[Any], ...] = (mixture_nll, vmf_log_norm, vmf_mean_resultant, vmf_entropy, vmf_kl_uniform, vmf_draw)
 
 __all__ = [
     "OPS",
@@ -17,6 +17,7 @@ __all__ = [
     "TwinUnavailableError",
     "UnknownTwinError",
     "mixture_nll",
+    "vmf_draw",
     "vmf_entropy",
     "vmf_kl_uniform",
     "vmf_log_norm",

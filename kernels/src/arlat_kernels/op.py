@@ -50,7 +50,8 @@ class Op(Generic[Out]):
     It takes tensors first, then `options`: settings that are no tensors. `make_inputs(**case, generator=...)` gives
     named float32 CPU tensors for one case; the options of a case are those of its keys that `options` names. The result
     is a tensor or a tuple of tensors. Calling the op picks by device; the environment variable ARLAT_KERNELS =
-    reference or a twin's name forces that one.
+    reference or a twin's name forces that one. `pathwise` says that the gradient is the derivative of the value with
+    everything else fixed; that of a draw by rejection is not, though its mean is right.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Op(Generic[Out]):
     cases: tuple[Case, ...]
     twins: Mapping[str, Twin] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    pathwise: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.reference.__doc__)

@@ -40,21 +40,21 @@ def vmf_draw_reference(mu: Tensor, kappa: Tensor, seed: Tensor) -> Tensor:
 
     The gradient of μ turns the draw with the law, that of κ keeps the cosine's quantile: E[∂f(x)/∂κ] = ∂E[f(x)]/∂κ,
     though neither is the derivative of this function at a fixed seed. bfloat16 and float16 are computed and returned
-    in float32. RuntimeError on a CPU if κ is not finite.
+    in float32. On a CPU a κ that is negative is a ValueError, one that is not finite a RuntimeError.
     """
     check_shapes(mu, kappa, seed)
+    check(kappa, mu.shape[-1])
     dim = mu.shape[-1]
     x: Tensor = _Draw.apply(mu.reshape(-1, dim), kappa.reshape(-1), seed)  # type: ignore[no-untyped-call]
     return x.reshape(mu.shape)
 
 
 def check_shapes(mu: Tensor, kappa: Tensor, seed: Tensor) -> None:
-    """Raises ValueError unless μ is [... d] with d ≥ 2, κ [...] (not negative on a CPU) and the seed int64 [1]."""
+    """Raises ValueError unless μ is [... d] with d ≥ 2, κ [...] and the seed int64 [1]; reads no value."""
     if seed.dtype != torch.int64 or seed.shape != (1,):
         raise ValueError(f"seed is {seed.dtype} {tuple(seed.shape)}; give an int64 tensor of shape (1,).")
-    if mu.dim() == 0 or kappa.shape != mu.shape[:-1]:
-        raise ValueError(f"mu {tuple(mu.shape)} and kappa {tuple(kappa.shape)} must be [... d] and [...].")
-    check(kappa, mu.shape[-1])
+    if mu.dim() == 0 or kappa.shape != mu.shape[:-1] or mu.shape[-1] < 2:
+        raise ValueError(f"mu {tuple(mu.shape)} and kappa {tuple(kappa.shape)} must be [... d] and [...] with d ≥ 2.")
 
 
 class _Draw(torch.autograd.Function):

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from arlat_kernels.mixture_triton import on_device, rows_strided
-from arlat_kernels.vmf import DOUBLE, terms
 from arlat_kernels.vmf_sample_gradient import NODES, QUADRATURE
+from arlat_kernels.vmf_series import DOUBLE, terms
 
 LANES = 32  # rows of one program of the row kernels: a single warp, one row per thread
 TILE = 1024  # entries of [rows, columns] of one program of the tile kernels

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from arlat_kernels import mixture_nll
-from arlat_kernels.mixture import make_inputs, mixture_nll_reference
+from arlat_kernels.mixture import make_inputs, mixture_nll_reference, whole
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def inputs(n: int, m: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
@@ -85,3 +89,33 @@ def test_shapes_that_do_not_fit_are_named(bad: int) -> None:
     given[bad] = given[bad][..., :-1]
     with pytest.raises(ValueError, match=r"logits .* must be \[\.\.\. m\]"):
         mixture_nll(*given)
+
+
+class Sizes(TorchDispatchMode):
+    """Counts the tensors of `size` entries that are made, views apart."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.stores = size, set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.numel() >= self.size:
+                self.stores |= {tensor.untyped_storage().data_ptr()} - before
+        return out
+
+
+def test_nothing_of_all_components_is_made_but_the_two_gradients() -> None:
+    n, m, d = 6, 8, 512
+    leaves = [tensor.requires_grad_() for tensor in inputs(n, m, d)]
+    with Sizes(n * m * d) as forward:
+        value = mixture_nll_reference(*leaves)
+    assert forward.stores == set()
+    with Sizes(n * m * d) as backward:
+        torch.autograd.grad(value.sum(), leaves)
+    assert len(backward.stores) == 2
+    with Sizes(n * m * d) as naive:
+        whole(*leaves)
+    assert len(naive.stores) >= 3

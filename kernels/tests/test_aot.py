@@ -80,6 +80,14 @@ def test_the_log_normaliser_keeps_its_main_terms_in_float64(dim: int) -> None:
         assert f"0d{struct.pack('>d', build.constants[name]).hex().upper()}" in ptx.upper().replace("0D", "0d")
 
 
+def test_float64_kernels_hold_no_float32_number() -> None:
+    pytest.importorskip("triton")
+    wide = [each for each in aot.shipped() if each.name.endswith("fp64")]
+    assert wide
+    for build in wide:
+        assert ".f32" not in aot.compile_kernel(build, 90).asm["ptx"], build.name
+
+
 def test_differences_name_build_and_figure() -> None:
     old = {"triton": "1", "builds": {"a/sm_80": {"registers": 10}, "b/sm_80": {"registers": 7}}}
     new = {"triton": "1", "builds": {"a/sm_80": {"registers": 12}, "c/sm_80": {"registers": 9}}}

@@ -124,10 +124,17 @@ class Quantity(torch.autograd.Function):
 def reference_value(kappa: Tensor, dim: int, quantity: str) -> Tensor:
     """A quantity of DERIVATIVES, or "slope" (A′), in the dtype of κ (float32 or float64)."""
     if quantity == "slope":
-        how = effort(kappa)
-        return resultant_slope(kappa.clamp_max(how.top), dim, how)
+        if torch.is_grad_enabled() and kappa.requires_grad:  # a second derivative goes through the loop
+            return slope_value(kappa, dim)
+        return chunked(lambda part: slope_value(part, dim), kappa, 4)
     value: Tensor = Quantity.apply(kappa, dim, quantity)  # type: ignore[no-untyped-call]
     return value
+
+
+def slope_value(kappa: Tensor, dim: int) -> Tensor:
+    """A′ at κ [...]; autograd goes through it."""
+    how = effort(kappa)
+    return resultant_slope(kappa.clamp_max(how.top), dim, how)
 
 
 def derivative(values: Values, kappa: Tensor, dim: int, quantity: str) -> Tensor:

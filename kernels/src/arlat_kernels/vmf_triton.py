@@ -18,7 +18,7 @@ from torch import Tensor
 
 from arlat_kernels.build import Build
 from arlat_kernels.mixture_triton import on_device
-from arlat_kernels.vmf import derivative
+from arlat_kernels.vmf import derivative, slope_value
 from arlat_kernels.vmf_series import (
     DEBYE,
     DOUBLE,
@@ -28,7 +28,6 @@ from arlat_kernels.vmf_series import (
     far_constant,
     near_constant,
     raised_order,
-    resultant_slope,
     rows,
     terms,
     vmf_log_norm_uniform,
@@ -269,10 +268,9 @@ vmf_quantity.register_autograd(_gradient, setup_context=_save)
 
 def bend(kappa: Tensor, dim: int) -> Tensor:
     """A″ by autograd through the reference's A′."""
-    how = DOUBLE if kappa.dtype == torch.float64 else SINGLE
     with torch.enable_grad():
-        leaf = kappa.detach().clamp_max(how.top).requires_grad_()
-        (second,) = torch.autograd.grad(resultant_slope(leaf, dim, how).sum(), leaf)
+        leaf = kappa.detach().requires_grad_()
+        (second,) = torch.autograd.grad(slope_value(leaf, dim).sum(), leaf)
     return second
 
 

@@ -111,15 +111,15 @@ def resultant_slope(kappa: Tensor, dim: int, how: Effort) -> Tensor:
 
     With u_n = f_n − κf_n′ in the same loop, A′ = (d+u_1)/(κ+g)². Autograd goes through it.
     """
-    base = 2 * kappa + dim
-    f = torch.zeros_like(kappa)
-    u = torch.zeros_like(kappa)
+    twice = 2 * kappa
+    base = twice + dim
+    m = torch.zeros_like(kappa)  # −f_n
+    v = m  # u_n − f_n
     for n in range(terms(dim, how), 0, -1):
-        r = 1 / (base + f + n)
-        m = (dim + 2 * n - 1) * (kappa * r)
-        u = -m * r * (2 * kappa + (f - u))
-        f = -m
-    return (dim + u) / (kappa + (dim + f)).square()
+        r = torch.reciprocal((base - m).add_(n))
+        m = (kappa * r).mul_(dim + 2 * n - 1)
+        v = torch.addcmul(m, m * r, twice - v, value=-1)
+    return (dim + (v - m)) / (kappa + (dim - m)).square()
 
 
 def excess(kappa: Tensor, dim: int, how: Effort) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arlat_kernels import cuda_library
 from arlat_kernels.build import Build
 from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
 from arlat_kernels.philox import cos_sin, minus_log, normals, random_words
@@ -215,11 +216,20 @@ def _triton_obstacle(mu: Tensor, kappa: Tensor, seed: Tensor) -> str | None:
     return triton_obstacle((mu, kappa), TRITON_DTYPES)
 
 
+def _cuda(mu: Tensor, kappa: Tensor, seed: Tensor) -> Tensor:
+    from arlat_kernels.vmf_sample_cuda import vmf_draw_cuda  # registers ops that need the library when they run
+
+    return vmf_draw_cuda(mu, kappa, seed)
+
+
 vmf_draw = Op(
     name="vmf_draw",
     reference=vmf_draw_reference,
     make_inputs=make_inputs,
     cases=CASES,
-    twins={"triton": Twin(run=_triton, obstacle=_triton_obstacle, builds=_triton_builds)},
+    twins={
+        "triton": Twin(run=_triton, obstacle=_triton_obstacle, builds=_triton_builds),
+        "cuda": Twin(run=_cuda, obstacle=lambda *inputs: cuda_library.obstacle(inputs)),
+    },
     pathwise=False,
 )

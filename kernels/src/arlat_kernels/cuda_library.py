@@ -26,13 +26,19 @@ def load(path: pathlib.Path) -> None:
     torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
 
 
-def obstacle(inputs: tuple[Tensor, ...]) -> str | None:
-    """Why the CUDA kernels cannot run on `inputs`, or None."""
+@torch.compiler.assume_constant_result  # files are not looked up in a compiled graph
+def absence() -> str | None:
+    """Why the CUDA kernels cannot run in this process, or None."""
     path = library_path()
     if not path.is_file():
         return f"there is no library {path}; build it with `python -m arlat_kernels.cuda_build`, or set {VARIABLE}."
-    if not torch.cuda.is_available():
-        return "built, but there is no CUDA device here."
+    return None if torch.cuda.is_available() else "built, but there is no CUDA device here."
+
+
+def obstacle(inputs: tuple[Tensor, ...]) -> str | None:
+    """Why the CUDA kernels cannot run on `inputs`, or None."""
+    if why := absence():
+        return why
     devices = {str(tensor.device) for tensor in inputs}
     if len(devices) > 1 or inputs[0].device.type != "cuda":
         return f"its inputs are on {', '.join(sorted(devices))}; it takes one CUDA device for all."

@@ -26,13 +26,16 @@ def load(path: pathlib.Path) -> None:
     torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
 
 
-@torch.compiler.assume_constant_result  # files are not looked up in a compiled graph
 def absence() -> str | None:
     """Why the CUDA kernels cannot run in this process, or None."""
     path = library_path()
     if not path.is_file():
         return f"there is no library {path}; build it with `python -m arlat_kernels.cuda_build`, or set {VARIABLE}."
     return None if torch.cuda.is_available() else "built, but there is no CUDA device here."
+
+
+# Files are not looked up in a compiled graph. torch.compiler.assume_constant_result says it too, but imports Triton.
+absence._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def obstacle(inputs: tuple[Tensor, ...]) -> str | None:

@@ -7,13 +7,24 @@ from typing import Any
 from arlat_kernels.mixture import mixture_nll
 from arlat_kernels.op import Op, TwinUnavailableError, UnknownTwinError
 from arlat_kernels.vmf import vmf_entropy, vmf_kl_uniform, vmf_log_norm, vmf_mean_resultant
+from arlat_kernels.vmf_nll import vmf_nll, vmf_nll_natural, vmf_nll_polar
 from arlat_kernels.vmf_sample import vmf_draw, vmf_sample
 
-OPS: tuple[Op[Any], ...] = (mixture_nll, vmf_log_norm, vmf_mean_resultant, vmf_entropy, vmf_kl_uniform, vmf_draw)
+OPS: tuple[Op[Any], ...] = (
+    mixture_nll,
+    vmf_log_norm,
+    vmf_mean_resultant,
+    vmf_entropy,
+    vmf_kl_uniform,
+    vmf_nll_natural,
+    vmf_nll_polar,
+    vmf_draw,
+)
 
 __all__ = [
     "OPS",
     "Op",
+
     "TwinUnavailableError",
     "UnknownTwinError",
     "mixture_nll",
@@ -22,5 +33,8 @@ __all__ = [
     "vmf_kl_uniform",
     "vmf_log_norm",
     "vmf_mean_resultant",
+    "vmf_nll",
+    "vmf_nll_natural",
+    "vmf_nll_polar",
     "vmf_sample",
 ]

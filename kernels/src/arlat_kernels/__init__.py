@@ -6,6 +6,7 @@ from typing import Any
 
 from arlat_kernels.mixture import mixture_nll
 from arlat_kernels.op import Op, TwinUnavailableError, UnknownTwinError
+from arlat_kernels.rollout_loss import RolloutLoss, rollout_loss, rollout_loss_op
 from arlat_kernels.vmf import vmf_entropy, vmf_kl_uniform, vmf_log_norm, vmf_mean_resultant
 from arlat_kernels.vmf_nll import vmf_nll, vmf_nll_natural, vmf_nll_polar
 from arlat_kernels.vmf_sample import vmf_draw, vmf_sample
@@ -19,15 +20,18 @@ OPS: tuple[Op[Any], ...] = (
     vmf_nll_natural,
     vmf_nll_polar,
     vmf_draw,
+    rollout_loss_op,
 )
 
 __all__ = [
     "OPS",
     "Op",
-
+    "RolloutLoss",
     "TwinUnavailableError",
     "UnknownTwinError",
     "mixture_nll",
+    "rollout_loss",
+    "rollout_loss_op",
     "vmf_draw",
     "vmf_entropy",
     "vmf_kl_uniform",

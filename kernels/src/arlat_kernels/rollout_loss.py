@@ -11,7 +11,7 @@ from torch import Tensor
 from arlat_kernels.build import Build
 from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
 from arlat_kernels.vmf import vmf_log_norm
-from arlat_kernels.vmf_nll import SHORTEST, TRITON_DTYPES, gap, result_dtype, unit
+from arlat_kernels.vmf_nll import SHORTEST, TRITON_DTYPES, common_shape, gap, result_dtype, unit
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -91,7 +91,7 @@ def common_lead(given: tuple[Tensor, ...]) -> torch.Size:
     """The leading axes that all six broadcast to; ValueError as in `rollout_loss`."""
     check_width(given)
     try:
-        return torch.broadcast_shapes(*(t.shape[:-1] for t in given[:3]), *(t.shape for t in given[3:]))
+        return common_shape(*(tensor.shape[:-1] for tensor in given[:3]), *(tensor.shape for tensor in given[3:]))
     except RuntimeError:
         raise ValueError(shapes_sentence(given)) from None
 

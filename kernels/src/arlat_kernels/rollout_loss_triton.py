@@ -23,7 +23,7 @@ from arlat_kernels.mixture_triton import on_device, rows_strided
 from arlat_kernels.rollout_loss import HALF_LOG_2PI, RolloutLoss, check_shapes
 from arlat_kernels.vmf import vmf_log_norm, vmf_mean_resultant
 from arlat_kernels.vmf_nll import SHORTEST, result_dtype
-from arlat_kernels.vmf_nll_triton import SHIPPED, constants, inverse, load_wide, warps
+from arlat_kernels.vmf_nll_triton import SHIPPED, constants, inverse, load_wide, tile, warps
 
 ROW_THREADS = 128  # rows of one program of the kernels that work per row
 SUMS, FIELDS, WEIGHTS = 6, len(RolloutLoss._fields), 5
@@ -231,7 +231,7 @@ def spread_kernel(
 
 
 def row_constants(d: int) -> dict[str, Any]:
-    """Compile-time constants of weigh_kernel, and of finish_kernel but for its own constant."""
+    """Compile-time constants of both row kernels."""
     high, rest = in_two_parts(math.log(SHORTEST))
     return {"D": d, "ROWS": ROW_THREADS, "SHORTEST": SHORTEST, "LOG_SHORTEST": high, "LOG_REST": rest}
 
@@ -246,11 +246,6 @@ def in_two_parts(value: float) -> tuple[float, float]:
     """A float32 number and what is missing to the value."""
     high = float(torch.tensor(value, dtype=torch.float32))
     return high, value - high
-
-
-def spread_constants(d: int) -> dict[str, Any]:
-    """Compile-time constants of spread_kernel."""
-    return {name: value for name, value in constants(d).items() if name != "SHORTEST"}
 
 
 @torch.library.custom_op("arlat::rollout_loss", mutates_args=())
@@ -285,39 +280,30 @@ def _(
 
 
 @torch.library.custom_op("arlat::rollout_loss_backward", mutates_args=())
-def rollout_loss_backward(
-    grad: Tensor,
-    pred: Tensor,
-    true: Tensor,
-    direction: Tensor,
-    kappa: Tensor,
-    log_length: Tensor,
-    log_sigma: Tensor,
-    sums: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the six inputs for the gradient [7 n] of the fields."""
-    n, d = pred.shape
-    results = tuple(t.new_empty(t.shape) for t in (pred, true, direction, kappa, log_length, log_sigma))
+def rollout_loss_backward(grad: Tensor, given: list[Tensor], sums: Tensor) -> list[Tensor]:
+    """Gradients of the six inputs `given` for the gradient [7 n] of the fields."""
+    n, d = given[0].shape
+    results = [tensor.new_empty(tensor.shape) for tensor in given]
     if n:
-        vectors = [rows_strided(tensor) for tensor in (pred, true, direction)]
-        scalars = [tensor.contiguous() for tensor in (kappa, log_length, log_sigma)]
-        weights = pred.new_empty(WEIGHTS, n, dtype=torch.float64)
-        fixed = spread_constants(d)
-        with on_device(pred):
+        vectors = [rows_strided(tensor) for tensor in given[:3]]
+        kappa, *others = [tensor.contiguous() for tensor in given[3:]]
+        weights = grad.new_empty(WEIGHTS, n, dtype=torch.float64)
+        fixed = {"D": d, **tile(d)}
+        with on_device(grad):
             weigh_kernel[(triton.cdiv(n, ROW_THREADS),)](
-                sums, vmf_mean_resultant(kappa.double(), d, complement=True), *scalars, grad.contiguous(),
+                sums, vmf_mean_resultant(kappa.double(), d, complement=True), kappa, *others, grad.contiguous(),
                 weights, *results[3:], n, **row_constants(d), num_warps=4,
             )  # fmt: skip
             spread_kernel[(triton.cdiv(n, fixed["ROWS"]),)](
                 *vectors, weights, *results[:3], n, *(tensor.stride(0) for tensor in vectors), **fixed,
                 num_warps=warps(d),
             )  # fmt: skip
-    return results[0], results[1], results[2], results[3], results[4], results[5]
+    return results
 
 
 @rollout_loss_backward.register_fake
-def _(grad: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in given[:-1])
+def _(grad: Tensor, given: list[Tensor], sums: Tensor) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in given]
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -325,8 +311,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    result: tuple[Tensor, ...] = rollout_loss_backward(grad, *ctx.saved_tensors)
-    return result
+    *given, sums = ctx.saved_tensors
+    return tuple(rollout_loss_backward(grad, given, sums))
 
 
 rollout_loss_forward.register_autograd(_gradients, setup_context=_save)
@@ -343,7 +329,7 @@ def rollout_loss_triton(*given: Tensor) -> tuple[Tensor, ...]:
 
 def builds() -> tuple[Build, ...]:
     """What is compiled ahead of time: the two passes at each dimension and dtype, the two row kernels once."""
-    passes = [("reduce", reduce_kernel, constants), ("spread", spread_kernel, spread_constants)]
+    passes = [("reduce", reduce_kernel, constants), ("spread", spread_kernel, lambda d: {"D": d, **tile(d)})]
     rows = [("finish", finish_kernel, finish_constants), ("weigh", weigh_kernel, row_constants)]
     wide = dict.fromkeys(("sums_ptr", "log_norm_ptr", "slope_ptr", "weights_ptr"), "*fp64")
     wide |= dict.fromkeys(("fields_ptr", "grad_ptr"), "*fp32")

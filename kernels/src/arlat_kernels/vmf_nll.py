@@ -38,7 +38,7 @@ def vmf_nll(*args: Tensor) -> Tensor:
         raise TypeError(f"vmf_nll got {len(args)} tensors; give (mean, x) or (mu, kappa, x).")
     check_shapes(*args, broadcast=True)
     first, *middle, x = args
-    lead = torch.broadcast_shapes(first.shape[:-1], *(tensor.shape for tensor in middle), x.shape[:-1])
+    lead = common_shape(first.shape[:-1], *(tensor.shape for tensor in middle), x.shape[:-1])
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in args) else torch.float32
     if len({tensor.dtype for tensor in args}) > 1:
         first, x, *middle = (tensor.to(dtype) for tensor in (first, x, *middle))
@@ -102,6 +102,12 @@ class _Natural(torch.autograd.Function):
         return grad_mean, -pull.unsqueeze(-1) * (away + distance.unsqueeze(-1) * target)
 
 
+def common_shape(*shapes: torch.Size) -> torch.Size:
+    """The shape that all broadcast to; RuntimeError where there is none."""
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
+
+
 def result_dtype(tensor: Tensor) -> torch.dtype:
     """float64 for float64, float32 for everything narrower."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -117,7 +123,7 @@ def check_shapes(first: Tensor, *rest: Tensor, broadcast: bool = False) -> None:
     right = first.dim() > 0 and x.dim() > 0 and first.shape[-1] == x.shape[-1] >= 2
     if broadcast:
         try:
-            torch.broadcast_shapes(*leads)
+            common_shape(*leads)
         except RuntimeError:
             right = False
     elif any(lead != leads[0] for lead in leads):

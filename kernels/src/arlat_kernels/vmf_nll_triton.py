@@ -24,6 +24,7 @@ from arlat_kernels.vmf_nll import SHORTEST, check_shapes, result_dtype
 
 TILE = 1024  # entries of [rows, dimensions] held at once by four warps
 BLOCK_MAX = 2048
+ROWS_MAX = 64  # rows of few dimensions: each thread keeps the sums of every row that it holds a part of
 
 
 @triton.jit
@@ -137,7 +138,7 @@ def backward_kernel(
 def tile(d: int) -> dict[str, int]:
     """Rows, block of dimensions and number of blocks of one program."""
     block = min(triton.next_power_of_2(d), BLOCK_MAX)
-    return {"ROWS": max(1, min(128, TILE // block)), "BLOCK": block, "BLOCKS": triton.cdiv(d, block)}
+    return {"ROWS": max(1, min(ROWS_MAX, TILE // block)), "BLOCK": block, "BLOCKS": triton.cdiv(d, block)}
 
 
 def warps(d: int) -> int:

@@ -14,6 +14,7 @@ from arlat_core.distributions import (
     GaussianMixture,
     StepDistribution,
     UniformLogNormal,
+    VonMisesLogNormal,
 )
 from arlat_core.testing import check_step_distribution
 from torch import Tensor, tensor
@@ -43,11 +44,15 @@ def polar(scale: float) -> StepDistribution:
     return UniformLogNormal(tensor(math.log(scale)), tensor(-0.7), 4)
 
 
+def polar_towards(scale: float) -> StepDistribution:
+    return VonMisesLogNormal(tensor([1.0, -2.0, 0.5, 0.3]), tensor(6.0), tensor(math.log(scale)), tensor(-0.7))
+
+
 def wide(make: Callable[[float], StepDistribution]) -> tuple[StepDistribution, ...]:
     return (make(1e-6), make(1e6))
 
 
-@pytest.mark.parametrize("make", [diagonal, full, mixture, affine, polar])
+@pytest.mark.parametrize("make", [diagonal, full, mixture, affine, polar, polar_towards])
 def test_contract(make: Callable[[float], StepDistribution]) -> None:
     check_step_distribution(make, wide(make))
 
@@ -112,3 +117,33 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         DiagonalGaussian(torch.zeros(3), torch.zeros(2))
     with pytest.raises(ValueError, match="shift"):
         Affine(mixture(1.0), torch.zeros(5, 3), FACTOR)
+
+
+def test_a_direction_of_no_concentration_is_uniform() -> None:
+    mu, log_sigma = tensor(0.3), tensor(-0.4)
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    blind = VonMisesLogNormal(tensor([0.0, 3.0, 0.0, 0.0]), tensor(0.0), mu, log_sigma)
+    torch.testing.assert_close(blind.log_prob(x), UniformLogNormal(mu, log_sigma, 4).log_prob(x))
+    assert float(blind.mean().norm()) == 0
+
+
+def test_a_sure_direction_has_its_closed_form_mean_and_median_length() -> None:
+    toward = torch.nn.functional.normalize(tensor([1.0, 2.0, -2.0]), dim=-1)
+    law = VonMisesLogNormal(5 * toward, tensor(40.0), tensor(1.0), tensor(-1.0))
+    length = 1 / math.tanh(40.0) - 1 / 40  # A of the sphere in three dimensions
+    torch.testing.assert_close(law.mean(), toward * length * math.exp(1 + 0.5 * math.exp(-2)))
+    torch.testing.assert_close(law.point(), toward * math.e)
+
+
+@pytest.mark.parametrize(("dim", "kappa"), [(2, 1e6), (512, 800.0), (2048, 0.0)])
+def test_polar_laws_have_finite_densities_and_gradients_by_every_parameter(dim: int, kappa: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(7, dim, generator=generator), torch.full((7,), kappa), torch.zeros(7), torch.zeros(7)]
+    leaves = [part.requires_grad_() for part in parts]
+    law = VonMisesLogNormal(*leaves)
+    x = torch.cat([law.sample(generator).detach()[:5], law.point().detach()[5:6], -law.point().detach()[6:]])
+    value = law.log_prob(x)
+    assert torch.isfinite(value).all()
+    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(value.sum(), leaves))
+    drawn = law.sample(generator)
+    assert all(torch.isfinite(grad).all() for grad in torch.autograd.grad(drawn.square().sum(), leaves))

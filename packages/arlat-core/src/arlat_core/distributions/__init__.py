@@ -7,5 +7,14 @@ from arlat_core.distributions.base import StepDistribution
 from arlat_core.distributions.gaussian import DiagonalGaussian, FullGaussian
 from arlat_core.distributions.mixture import GaussianMixture
 from arlat_core.distributions.uniform_lognormal import UniformLogNormal
+from arlat_core.distributions.vmf_lognormal import VonMisesLogNormal
 
-__all__ = ["Affine", "DiagonalGaussian", "FullGaussian", "GaussianMixture", "StepDistribution", "UniformLogNormal"]
+__all__ = [
+    "Affine",
+    "DiagonalGaussian",
+    "FullGaussian",
+    "GaussianMixture",
+    "StepDistribution",
+    "UniformLogNormal",
+    "VonMisesLogNormal",
+]

@@ -3,7 +3,7 @@
 Imported only where Triton is installed. The series are those of `vmf_series`: continued fraction and Debye polynomial
 in the dtype of κ (float32 or float64), the main terms of the normaliser in float64, where fusing a multiplication
 with an addition can do no harm. Constants that float32 does not hold are made by `tl.full` in the right dtype: a
-literal is float32 even beside float64 values. No libdevice: the interpreter has none.
+literal that meets no float64 value (both branches of a `where`) is float32. No libdevice: the interpreter has none.
 """
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 

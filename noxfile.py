@@ -74,7 +74,9 @@ def interpreter(session: nox.Session) -> None:
         "pytest",
         "kernels/tests/test_interpreter.py",
         "kernels/tests/test_vmf_sample_triton.py",
+        "kernels/tests/test_interpreter_traps.py",
         "kernels/tests/test_vmf_triton.py",
+        "kernels/tests/test_loss_triton.py",
         *session.posargs,
         env={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"},
     )

@@ -103,7 +103,7 @@ def test_zeros_have_finite_values_and_gradients(dtype: torch.dtype) -> None:
     found = rollout_loss(*leaves)
     assert all(bool(torch.isfinite(field).all()) for field in found)
     assert found.cosine[:2].tolist() == [0, 0]
-    assert float(found.length_pred[0]) == float(found.length_true[1]) == 0
+    assert [found.length_pred[0].item(), found.length_true[1].item()] == [0, 0]
     torch.testing.assert_close(found.direction_nll[1:], (given[3] - vmf_log_norm(given[3], 6))[1:])
     slopes = torch.autograd.grad(torch.stack(found).sum(), leaves)
     assert all(bool(torch.isfinite(slope).all()) for slope in slopes)

@@ -136,7 +136,7 @@ def alone(session: nox.Session, member: str) -> None:
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """The benchmarks that need no GPU; rows go to benchmarks/results/."""
-    for script in ("store", "battery"):
+    for script in ("store", "battery", "vmf"):
         session.run("python", f"benchmarks/{script}.py", *session.posargs)
 
 

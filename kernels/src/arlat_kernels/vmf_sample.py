@@ -37,7 +37,7 @@ def vmf_sample(mu: Tensor, kappa: Tensor, *, generator: torch.Generator) -> Tens
 
 
 def vmf_draw_reference(mu: Tensor, kappa: Tensor, seed: Tensor) -> Tensor:
-    """Unit vectors x [... d] ~ vMF(μ/|μ|, κ) by random numbers of `seed` (int64 [1]); μ [... d], κ [...] ≥ 0.
+    """Unit vectors x [... d] ~ vMF(μ/‖μ‖, κ) by random numbers of `seed` (int64 [1]); μ [... d], κ [...] ≥ 0.
 
     The gradient of μ turns the draw with the law, that of κ keeps the cosine's quantile: E[∂f(x)/∂κ] = ∂E[f(x)]/∂κ,
     though neither is the derivative of this function at a fixed seed. bfloat16 and float16 are computed and returned
@@ -143,7 +143,7 @@ def symmetric_beta(first: Tensor, angle: Tensor, dim: int) -> tuple[Tensor, Tens
 
 
 def normalised(mu: Tensor) -> tuple[Tensor, Tensor]:
-    """μ/|μ| (the first axis where μ is zero) and |μ| [... 1], in float32 or float64."""
+    """μ/‖μ‖ (the first axis where μ is zero) and ‖μ‖ [... 1], in float32 or float64."""
     mu = mu if mu.dtype == torch.float64 else mu.float()
     length = torch.linalg.vector_norm(mu, dim=-1, keepdim=True)
     axis = torch.zeros_like(mu)

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "vmf_draw_constants.h"  // written by arlat_kernels.cuda_build: ROUNDS, COSINE, TANGENT, NODES, NODE, WEIGHT
+#include "vmf_draw_constants.h"  // written by arlat_kernels.cuda_build: ROUNDS, COSINE, TANGENT, CLOSED, NODES, …
 
 namespace {
 
@@ -185,8 +185,15 @@ __device__ double reach_sphere(double gap, double kappa, double rest, double ord
   return gap >= rest && kappa * (2 - gap) > 32 ? fmin(reach, narrow) : reach;
 }
 
+// h for d = 3, where the law of the cosine is elementary; at κ from CLOSED on nothing cancels.
+__device__ double slope_closed(double gap, double kappa) {
+  const double share = expm1(-kappa * gap) / expm1(-2 * kappa);
+  return (gap - 2 * exp(-kappa * (2 - gap)) * share) / (kappa * gap * (2 - gap));
+}
+
 // h = (dw/dκ)/(1 − w²) of a row, by its warp: a lane takes a node.
 __device__ double slope_of(double gap, double kappa, int64_t d, int terms, int lane) {
+  if (d == 3 && kappa >= CLOSED) return slope_closed(gap, kappa);
   double f = 0;  // Perron's continued fraction for 1 − A
   for (int k = terms; k > 0; --k) f = -(double(d - 1) + 2 * k) * kappa / (2 * kappa + (double(d) + k) + f);
   const double rest = (double(d) + f) / (kappa + (double(d) + f)), order = double(d - 1);

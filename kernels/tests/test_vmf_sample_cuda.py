@@ -126,7 +126,8 @@ def pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on PATH")
 @pytest.mark.skipif(not cuda_library.SOURCES.is_dir(), reason="the CUDA sources are not here")
 @pytest.mark.parametrize(
-    ("n", "d", "kappa"), [(40, 2, 5.0), (40, 3, 1e4), (300, 7, 6.0), (9, 67, 0.0), (5, 1024, 3e3), (20, 8, 1e6)]
+    ("n", "d", "kappa"),
+    [(40, 2, 5.0), (40, 3, 1e4), (40, 3, 1.0), (300, 7, 6.0), (9, 67, 0.0), (5, 1024, 3e3), (20, 8, 1e6)],
 )
 def test_the_arithmetic_of_the_kernels_is_that_of_the_reference(
     host: ctypes.CDLL, n: int, d: int, kappa: float

@@ -16,7 +16,7 @@ import torch
 
 from arlat_kernels.cuda_library import DEFAULT, SOURCES
 from arlat_kernels.vmf_sample import COSINE, ROUNDS, TANGENT
-from arlat_kernels.vmf_sample_gradient import NODES, QUADRATURE
+from arlat_kernels.vmf_sample_gradient import CLOSED, NODES, QUADRATURE
 
 ARCHITECTURES = ("80", "90a")
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
@@ -42,6 +42,7 @@ def constants_header() -> str:
     return (
         "#pragma once\n#include <cstdint>\n"
         f"constexpr int ROUNDS = {ROUNDS}, NODES = {NODES};\n"
+        f"constexpr double CLOSED = {CLOSED!r};\n"
         f"constexpr uint32_t COSINE = {COSINE}, TANGENT = {TANGENT};\n"
         f"__constant__ double NODE[NODES] = {{{nodes}}};\n"
         f"__constant__ double WEIGHT[NODES] = {{{weights}}};\n"

@@ -14,6 +14,7 @@ from torch import Tensor
 from arlat_kernels.vmf import vmf_mean_resultant
 
 NODES = 24
+CLOSED = 1.0  # least κ at which dim 3 takes its closed form
 
 
 def squared_nodes() -> tuple[tuple[float, float], ...]:
@@ -26,9 +27,21 @@ QUADRATURE = squared_nodes()
 
 
 def slope(gap: Tensor, kappa: Tensor, dim: int) -> Tensor:
-    """h = (dw/dκ)/(1 − w²) at t = 1 − w, float64 [n], for κ [n]: relative error at most 1e-4, mostly 1e-6."""
+    """h = (dw/dκ)/(1 − w²) at t = 1 − w, float64 [n], for κ [n].
+
+    Relative error over quantiles from 1e-7 to 1 − 1e-6: 3e-4 at d = 4 near κ = 10, at most 1e-4 elsewhere, mostly 1e-7.
+    """
     rest = vmf_mean_resultant(kappa, dim, complement=True)
-    return slope_circle(gap, kappa, rest) if dim == 2 else slope_sphere(gap, kappa, rest, dim)
+    if dim == 2:
+        return slope_circle(gap, kappa, rest)
+    h = slope_sphere(gap, kappa, rest, dim)
+    return torch.where(kappa < CLOSED, h, slope_closed(gap, kappa)) if dim == 3 else h
+
+
+def slope_closed(gap: Tensor, kappa: Tensor) -> Tensor:
+    """h for dim 3, where the law of the cosine is elementary; at κ from 1 on nothing cancels."""
+    share = torch.expm1(-kappa * gap) / torch.expm1(-2 * kappa)
+    return (gap - 2 * torch.exp(-kappa * (2 - gap)) * share) / (kappa * gap * (2 - gap))
 
 
 def slope_sphere(gap: Tensor, kappa: Tensor, rest: Tensor, dim: int) -> Tensor:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arlat_kernels.mixture_triton import on_device, rows_strided
-from arlat_kernels.vmf_sample_gradient import NODES, QUADRATURE
+from arlat_kernels.vmf_sample_gradient import CLOSED, NODES, QUADRATURE
 from arlat_kernels.vmf_series import DOUBLE, terms
 
 LANES = 32  # rows of one program of the row kernels: a single warp, one row per thread
@@ -40,6 +40,7 @@ def slope_kernel(
     NODES: tl.constexpr,
     QUADRATURE: tl.constexpr,
     FIRST: tl.constexpr,
+    CLOSED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     alive = row < n
@@ -81,7 +82,12 @@ def slope_kernel(
             side = 2.0 * tl.where(up, a * e, b) / ratio
             exponent = sign * (2.0 * kappa * a * b * m / ratio) - (D - 1) * (distance + tl.log(ratio))
             total += (rest - side) * tl.exp(exponent) * tl.full([LANES], QUADRATURE[j][1], tl.float64)
-    tl.store(slope_ptr + row, sign * reach * total, alive)
+    h = sign * reach * total
+    if D == 3:  # elementary there; at κ from CLOSED on nothing cancels
+        share = (1.0 - tl.exp(-kappa * gap)) / (1.0 - tl.exp(-2.0 * kappa))
+        closed = (gap - 2.0 * tl.exp(-kappa * (2.0 - gap)) * share) / (kappa * gap * (2.0 - gap))
+        h = tl.where(kappa < CLOSED, h, closed)
+    tl.store(slope_ptr + row, h, alive)
 
 
 @triton.jit
@@ -132,7 +138,7 @@ def gradient_constants(name: str, d: int, dtype: torch.dtype) -> dict[str, Any]:
     if name == "backward":
         return {"D": d, **tile(d), "ACC": tl.float64 if dtype == torch.float64 else tl.float32}
     fixed = {"D": d, "LANES": LANES, "TERMS": terms(d, DOUBLE), "NODES": NODES, "QUADRATURE": QUADRATURE}
-    return {**fixed, "FIRST": 16 / (d - 1) + (32 / (d - 1)) ** 0.5}
+    return {**fixed, "FIRST": 16 / (d - 1) + (32 / (d - 1)) ** 0.5, "CLOSED": CLOSED}
 
 
 @torch.library.custom_op("arlat::vmf_draw_backward", mutates_args=())

@@ -73,6 +73,18 @@ def test_the_tangent_is_uniform(dim: int) -> None:
     assert float((covariance - torch.eye(dim - 1) / (dim - 1)).abs().max()) < 5 / math.sqrt(len(tangent) / 3)
 
 
+@pytest.mark.parametrize("dim", [2, 3, 9])
+def test_the_tangent_is_independent_of_the_cosine(dim: int) -> None:
+    count = 40_000
+    pole = torch.eye(dim, dtype=torch.float64)[-1].expand(count, dim)
+    x = vmf_draw(pole, torch.full((count,), 4.0, dtype=torch.float64), torch.tensor([3]))
+    gap, tangent = 1 - x[:, -1], x[:, :-1] / torch.linalg.vector_norm(x[:, :-1], dim=-1, keepdim=True)
+    for first in (gap, (gap - gap.median()).abs()):
+        for second in (*tangent.T, *tangent.square().T):
+            if float(second.std()) > 1e-6:  # in two dimensions the tangent's square is 1
+                assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 5 / math.sqrt(count)
+
+
 def test_float32_directions_are_unit_and_reproducible() -> None:
     _, x = draw(256, 1e4, 300, dtype=torch.float32)
     _, again = draw(256, 1e4, 300, dtype=torch.float32)

@@ -122,7 +122,7 @@ def test_opcheck() -> None:
 def test_what_the_twin_cannot_do_is_said() -> None:
     obstacle = vmf_draw.twins["triton"].obstacle
     seed = torch.tensor([0])
-    assert obstacle(torch.ones(1, 20_000), torch.ones(1), seed) == "mu has 20000 dimensions; it takes up to 16384."
+    assert obstacle(torch.ones(1, 20_000), torch.ones(1), seed) == "mu has 20000 dimensions; it takes up to 8192."
     assert obstacle(torch.ones(1, 3), torch.ones(1), seed) is None
     mixed = obstacle(torch.ones(1, 3), torch.ones(1).double(), seed)
     assert mixed is not None

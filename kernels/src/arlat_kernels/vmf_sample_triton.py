@@ -232,10 +232,12 @@ def vmf_draw_triton(mu: Tensor, kappa: Tensor, seed: Tensor) -> Tensor:
 
 SHIPPED: tuple[tuple[int, torch.dtype], ...] = (
     (2, torch.float32),
+    (3, torch.float32),
     (8, torch.float32),
     (67, torch.float32),
     (1024, torch.float32),
     (1024, torch.bfloat16),
+    (8192, torch.float32),
 )
 KERNELS = {"gap": gap_kernel, "direction": direction_kernel, "slope": slope_kernel, "backward": backward_kernel}
 

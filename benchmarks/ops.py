@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arlat_kernels import mixture_nll, rollout_loss_op, vmf_nll_natural, vmf_nll_polar
+from arlat_kernels import mixture_nll, rollout_loss_op, vmf_draw, vmf_log_norm, vmf_nll_natural, vmf_nll_polar
 from arlat_kernels.op import Case, Op
 from arlat_kernels.testing import check_op, convert, results
 from torch import Tensor
@@ -50,6 +50,10 @@ TABLE = (
     Row(vmf_nll_polar, {"n": 65536, "d": 64, "kappa": 100.0}),
     Row(vmf_nll_polar, {"n": 16384, "d": 512, "kappa": 1e3}),
     Row(vmf_nll_polar, {"n": 16384, "d": 512, "kappa": 1e3}, torch.bfloat16),
+    Row(vmf_log_norm, {"n": 1048576, "dim": 64}),
+    Row(vmf_draw, {"n": 262144, "d": 8, "kappa": 6.0}),
+    Row(vmf_draw, {"n": 65536, "d": 64, "kappa": 60.0}),
+    Row(vmf_draw, {"n": 8192, "d": 1024, "kappa": 1e3}),
     Row(rollout_loss_op, {"n": 262144, "d": 8, "kappa": 100.0}),  # 16384 sequences of 16 steps
     Row(rollout_loss_op, {"n": 262144, "d": 64, "kappa": 100.0}),
     Row(rollout_loss_op, {"n": 32768, "d": 512, "kappa": 1e3}),

@@ -66,7 +66,7 @@ def rollout_loss_reference(
     pred, true, direction, kappa, log_length, log_sigma = (tensor.double() for tensor in given)
     (pred_unit, pred_length), (true_unit, true_length) = unit(pred), unit(true)
     distance = gap(*unit(direction), true_unit, true_length)
-    direction_nll = kappa * distance - vmf_log_norm(kappa, true.shape[-1])
+    direction_nll = kappa * distance - vmf_log_norm.reference(kappa, true.shape[-1])
     log_m = true_length.clamp_min(SHORTEST).log()
     residual = (log_m - log_length) * torch.exp(-log_sigma)
     length_nll = 0.5 * residual.square() + log_sigma + HALF_LOG_2PI + log_m

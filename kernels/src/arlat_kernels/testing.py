@@ -25,10 +25,11 @@ def check_op(
 ) -> None:
     """Asserts that `implementation` of `op` is as good as its reference, value and gradients, on every case.
 
-    Several results are checked one by one, under their names where they have any. The truth is the reference in float64 on the same inputs. The largest error may be at most twice the reference's
-    own in `dtype`, with a floor of four units in the last place of the largest true entry. Each case runs contiguous and
-    with every input strided in a NaN-filled store; cases may be empty. The value must not depend on gradients being
-    asked. ValueError for float64, which is the truth itself: use torch.autograd.gradcheck there.
+    Several results are checked one by one, under their names where they have any. The truth is the reference in float64
+    on the same inputs. The largest error may be at most twice the reference's own in `dtype`, with a floor of four units
+    in the last place of the largest true entry. Each case runs contiguous and with every input strided in a NaN-filled
+    store; cases may be empty. The value must not depend on gradients being asked. ValueError for float64, which is the
+    truth itself: use torch.autograd.gradcheck there.
     """
     if dtype == torch.float64:
         raise ValueError("check_op measures against float64; give a narrower dtype, or use gradcheck.")

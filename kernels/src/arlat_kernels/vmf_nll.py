@@ -62,7 +62,7 @@ def polar_reference(mu: Tensor, kappa: Tensor, x: Tensor) -> Tensor:
 def polar_nll(mu: Tensor, kappa: Tensor, x: Tensor) -> Tensor:
     """κ·g − (log C_d(κ) + κ) of float64 tensors, differentiable by torch."""
     (direction, mu_length), (target, x_length) = unit(mu), unit(x)
-    return kappa * gap(direction, mu_length, target, x_length) - vmf_log_norm(kappa, x.shape[-1])
+    return kappa * gap(direction, mu_length, target, x_length) - vmf_log_norm.reference(kappa, x.shape[-1])
 
 
 def unit(vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ class _Natural(torch.autograd.Function):
         # Made of torch operations on the saved inputs, so it is differentiable in turn where κ > 0.
         (direction, kappa), (target, length) = unit(ctx.saved_tensors[0]), unit(ctx.saved_tensors[1])
         away = direction - target
-        slope = vmf_mean_resultant(kappa, away.shape[-1], complement=True)
+        slope = vmf_mean_resultant.reference(kappa, away.shape[-1], complement=True)
         grad_mean = grad.unsqueeze(-1) * (away - slope.unsqueeze(-1) * direction)
         distance = gap(direction, kappa, target, length)
         pull = grad * kappa * inverse(length)

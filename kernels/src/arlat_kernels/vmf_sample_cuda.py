@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from arlat_kernels.cuda_library import library_path, load
-from arlat_kernels.vmf import DOUBLE, terms
 from arlat_kernels.vmf_sample import check_shapes
+from arlat_kernels.vmf_series import DOUBLE, terms
 
 
 @torch.library.custom_op("arlat::vmf_draw_cuda", mutates_args=())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from arlat_kernels import TwinUnavailableError, cuda_build, cuda_library, vmf_draw
 from arlat_kernels.testing import check_op
-from arlat_kernels.vmf import DOUBLE, terms
+from arlat_kernels.vmf_series import DOUBLE, terms
 from torch import Tensor
 
 HERE = pathlib.Path(__file__).resolve().parent

@@ -84,9 +84,10 @@ def interpreter(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def aot(session: nox.Session) -> None:
-    """Every shipped Triton configuration to cubin for sm_80 and sm_90, against kernels/aot_baseline.json."""
+    """Every shipped Triton configuration to cubin for sm_80 and sm_90, against kernels/aot_baseline.json; CUDA C++ by nvcc."""
+    files = ("kernels/tests/test_aot.py", "kernels/tests/test_vmf_sample_cuda.py")
     with tempfile.TemporaryDirectory() as cache:
-        session.run("pytest", "kernels/tests/test_aot.py", *session.posargs, env={"TRITON_CACHE_DIR": cache})
+        session.run("pytest", *files, *session.posargs, env={"TRITON_CACHE_DIR": cache})
 
 
 @nox.session(venv_backend="none")

@@ -63,6 +63,19 @@ def test_a_compiled_caller_asks_whole(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert torch.equal(whole(*made), made[0])
 
 
+def test_the_compiler_of_the_extra_serves_where_none_is_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda tool: None)
+    if cuda_build.nvcc() is None:
+        pytest.skip("the extra arlat-kernels[cuda] is not installed")
+    told = subprocess.run([str(cuda_build.nvcc()), "--version"], capture_output=True, text=True, check=True).stdout
+    assert "release 13.0" in told
+    assert cuda_build.cudart(str(cuda_build.nvcc()))[0] == "-L"
+    assert cuda_build.obstacle() == "g++ is not on PATH; install a C++ compiler."
+    monkeypatch.setattr(cuda_build, "nvcc", lambda: None)
+    assert cuda_build.obstacle() is not None
+    assert "arlat-kernels[cuda]" in str(cuda_build.obstacle())
+
+
 @needs_compilers
 def test_it_loads_without_a_gpu_and_refuses_cpu_tensors(library: pathlib.Path) -> None:
     program = """

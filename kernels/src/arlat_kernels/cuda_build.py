@@ -6,6 +6,7 @@ The kernels are compiled without torch's headers, the binding without CUDA's; to
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import pathlib
 import shutil
 import subprocess
@@ -28,12 +29,30 @@ class BuildError(RuntimeError):
 
 def obstacle() -> str | None:
     """Why nothing can be built here, or None."""
-    missing = [tool for tool in ("nvcc", "g++") if shutil.which(tool) is None]
-    if missing:
-        return f"{' and '.join(missing)} not found on PATH; install the CUDA toolkit and a C++ compiler."
+    if nvcc() is None:
+        return "there is no nvcc, neither on PATH nor from a wheel; install arlat-kernels[cuda] or the CUDA toolkit."
+    if shutil.which("g++") is None:
+        return "g++ is not on PATH; install a C++ compiler."
     if not SOURCES.is_dir():
         return f"there is no folder {SOURCES}; build from a checkout of the source."
     return None
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler on PATH, else the one that the extra `cuda` brings, else None."""
+    if found := shutil.which("nvcc"):
+        return found
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for wheel in sorted(pathlib.Path(folder).glob("cu*/bin/nvcc")):
+            return str(wheel)
+    return None
+
+
+def cudart(compiler: str) -> list[str]:
+    """Where the static runtime lies beside a compiler from a wheel, whose profile does not name the folder."""
+    beside = pathlib.Path(compiler).parents[1] / "lib"
+    return ["-L", str(beside)] if (beside / "libcudart_static.a").is_file() else []
 
 
 def constants_header() -> str:
@@ -53,19 +72,20 @@ def build(library: pathlib.Path = DEFAULT) -> pathlib.Path:
     """Compiles and links `library`, with its objects beside it; BuildError says what a compiler said."""
     if why := obstacle():
         raise BuildError(f"Nothing was built: {why}")
+    compiler = str(nvcc())
     folder = library.resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vmf_draw_constants.h").write_text(constants_header())
     kernels, binding = folder / "vmf_draw.o", folder / "binding.o"
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
     own = ["-I", str(SOURCES), "-I", str(folder)]
-    run(["nvcc", "-std=c++17", "-O3", "-Xcompiler", "-fPIC", *targets, *own, "-c", str(SOURCES / "vmf_draw.cu"), "-o",
+    run([compiler, "-std=c++17", "-O3", "-Xcompiler", "-fPIC", *targets, *own, "-c", str(SOURCES / "vmf_draw.cu"), "-o",
          str(kernels)])  # fmt: skip
     home = pathlib.Path(torch.__file__).parent
     run(["g++", "-std=c++20", "-O2", "-fPIC", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *own, "-isystem",
          str(home / "include"), "-c", str(SOURCES / "binding.cpp"), "-o", str(binding)])  # fmt: skip
     partial = folder / f"{library.name}.partial"
-    run(["nvcc", "-shared", "-cudart", "static", str(kernels), str(binding), "-L", str(home / "lib"), "-ltorch_cpu",
+    run([compiler, "-shared", "-cudart", "static", str(kernels), str(binding), "-L", str(home / "lib"), "-ltorch_cpu", *cudart(compiler),
          "-Xlinker", "--as-needed,--strip-debug", "-o", str(partial)])  # fmt: skip
     return partial.replace(library)
 

@@ -1,4 +1,4 @@
-"""Starts lie inside utterances; rollouts of an exactly known AR(1) follow their closed forms."""
+"""Starts lie inside utterances; rollouts and noisy steps of an exactly known AR(1) follow their closed forms."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from arlat_diag.injection import choose_starts, follow, follow_samples
+from arlat_diag.perturbed import EPSILONS, noise_like, noise_of, perturbed, sensitivity
 from arlat_dynamics.models.linear import Config, LinearModel
 from arlat_dynamics.rollout import injections
 
@@ -121,3 +122,51 @@ def test_blocks_and_batches_do_not_change_scores_and_the_generator_decides() -> 
     seeds = [follow_samples(model, starts, 4, torch.Generator().manual_seed(s), "cpu").error for s in (1, 1, 2)]
     assert torch.equal(seeds[0], seeds[1])
     assert not torch.equal(seeds[0], seeds[2])
+
+
+def test_noise_lies_where_it_should_and_is_as_large_as_it_should_be() -> None:
+    starts = starts_of(0.5, 12)
+    error = torch.rand(len(starts), K, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = noise_like(error, starts, torch.Generator().manual_seed(1))
+    assert noise.shape == (len(starts), W + K - 1, D)
+    assert bool((noise[:, : W - 1] == 0).all())
+    torch.testing.assert_close(noise[:, W - 1 :].norm(dim=-1), error.float())
+    size = noise_of(3.0, starts, torch.Generator().manual_seed(2)).square().sum(-1)
+    assert float(size.mean()) == pytest.approx(9.0, rel=0.02)
+
+
+def test_without_noise_it_is_teacher_forcing() -> None:
+    starts, model = starts_of(0.5, 20), exact_model(0.5)
+    forced = follow(model, starts, injections("A", K), "cpu")
+    clean = perturbed(model, starts, torch.zeros(len(starts), W + K - 1, D), "cpu", block=7)
+    for name in ("cosine", "predicted_length", "error", "nll"):
+        torch.testing.assert_close(getattr(clean, name), getattr(forced, name), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rho", [0.25, 0.8])
+def test_a_perfect_linear_model_loses_by_the_size_of_its_error_alone(rho: float) -> None:
+    starts, model = starts_of(rho), exact_model(rho)
+    free = follow(model, starts, injections("D", K), "cpu")
+    like = perturbed(model, starts, noise_like(free.error, starts, torch.Generator().manual_seed(3)), "cpu")
+    torch.testing.assert_close(like.error, free.error, rtol=1e-4, atol=1e-5)
+    # 2(1−ρ) − (1−ρ)²ρ^2j for D and (1−ρ²) + (1−ρ)²(1−ρ^2j) for E are the same number.
+    assert float((like.nll - free.nll).mean(0).abs().max()) < 0.02 * D
+
+
+@pytest.mark.parametrize("rho", [0.25, 0.8])
+def test_sensitivity_has_its_closed_form(rho: float) -> None:
+    starts, model = starts_of(rho), exact_model(rho)
+    step = math.sqrt(2 * (1 - rho) * D)
+    moving = torch.ones(len(starts), K, dtype=torch.bool)
+    b5 = 0.5 * (starts.truth.double().square().sum(-1) + D * math.log(2 * math.pi))
+    found = sensitivity(model, starts, moving, b5, step, torch.Generator().manual_seed(4), "cpu", 0)
+    assert len(found) == 4 * len(EPSILONS)
+    information = 0.5 * D * math.log(1 - rho**2)
+    for epsilon in EPSILONS:
+        square = (epsilon * step) ** 2
+        excess, cosine = found[f"r1.F.excess_nll[{epsilon:g}]"], found[f"r1.F.cosine[{epsilon:g}]"]
+        assert excess.value == pytest.approx(0.5 * square * (1 - rho) / (1 + rho), rel=0.05, abs=0.02)
+        assert cosine.value == pytest.approx(math.sqrt((1 - rho) / 2 / (1 + square / D)), rel=0.03)
+        assert cosine.ceiling == pytest.approx(math.sqrt((1 - rho) / 2), rel=0.02)
+        assert found[f"r1.F.dnll_b5[{epsilon:g}]"].value == pytest.approx(information + excess.value, abs=0.03 * D)
+        assert excess.n.frames == len(starts) * K

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PALETTE = ("#3566a8", "#c4622d", "#3b8a68", "#84569c", "#a8842a", "#3f8f9e", "#a3455c", "#5f6670")
 MARKERS = "osD^vPX*"
-MODES = {"A": "#3b8a68", "B": "#3566a8", "C": "#a8842a", "D": "#c4622d", "S": "#84569c"}
+MODES = {"A": "#3b8a68", "B": "#3566a8", "C": "#a8842a", "D": "#c4622d", "S": "#84569c", "E": "#3f8f9e"}
 INK, FAINT = "#2b3038", "#8b919b"
 Values = Mapping[str, Value]
 Look = Mapping[str, tuple[str, str]]  # name -> colour, marker
@@ -240,6 +240,7 @@ MODE_TEXT = {
     "C": "C: truth after 1",
     "D": "D: never (mean rollout)",
     "S": "S: never (sampled)",
+    "E": "E: truth + noise of D's size",
 }
 
 

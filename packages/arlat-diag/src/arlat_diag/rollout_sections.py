@@ -25,7 +25,8 @@ def rollouts(subjects: Mapping[str, Values]) -> Section:
     question = "What happens when the model is fed its own output, and what does one true frame mend?"
     meaning = [
         "The model predicts 16 steps. The truth is put back after every step (A), after steps 4, 8 and 12 (B), after step 1 (C) or "
-        "never (D); S draws each step instead of taking the most likely one. A mean rollout decays by nature: what counts is its "
+        "never (D); S draws each step instead of taking the most likely one; E sees true frames with noise as large as D's error: "
+        "where D does worse than E, the structure of its error matters, not its size alone. A mean rollout decays by nature: what counts is its "
         "distance from the dashed line, the linear VAR rolled out alike, which for a linear process is the best possible.",
         "The recovery gain is 1 where one true frame mends all that the free rollout had lost by step 5, and 0 where it mends nothing.",
     ]

@@ -2,7 +2,7 @@
 
 From random starts in held-out utterances the P1 predictor at horizon 1 is rolled out K = 16 steps with its deterministic
 step, the truth being injected after every step (A), after steps 4, 8, 12 (B), after step 1 (C) or never (D); S draws the
-steps instead. s = 1 … K; M is one of A, B, C, D, S; frames with ‖Δ‖ ≤ 5 % of its median have no cosine.
+steps instead; E and F see true frames with noise on them. s = 1 … K; M is one of A, B, C, D, S, E; frames with ‖Δ‖ ≤ 5 % of its median have no cosine.
 
 | key | definition |
 | --- | --- |
@@ -11,6 +11,8 @@ steps instead. s = 1 … K; M is one of A, B, C, D, S; frames with ‖Δ‖ ≤ 
 | r1.M.state_error[s] | mean ‖ẑ − z‖ of the state entering step s; floor: median distance of random frames of different utterances |
 | r1.M.nll[s], r1.M.dnll_b0[s], r1.M.dnll_b5[s] | NLL of the true Δ_s at the rollout's state, and its difference from the baselines' |
 | r1.S.* | means over the draws of a start; r1.S.spread[s], r1.S.energy_score[s] of its ensemble; r1.S.off_manifold[s], the share of states beyond H_manifold's bar (true frames: 0.01) |
+| r1.E.* | at every step the truth, with noise of random direction and of the size of D's error on the frames that were D's own |
+| r1.F.N[ε] | N of the steps from a context with Gaussian noise of ε × median‖Δ‖ on every frame, over all steps; excess_nll is against no noise; ceiling: no noise |
 | r1.var.M.* | the linear VAR rolled out alike, M in A … D: the perfect mean rollout of a linear process; its ΔNLL_B5 is against the Gaussian B5 |
 | r1.cosine_null | 1/√D: spread of the cosine of unrelated directions |
 | r1.horizon.{seed,decor,info} | per start (median; .q25, .q75): first step of D whose state error exceeds 100 × median‖Δ‖; reaches the distance of random frames; whose ΔNLL_B5 ≥ 0 |
@@ -40,6 +42,7 @@ from arlat_diag.geometry import frames_of, scale_of, step_lengths, strangers
 from arlat_diag.horizons import curve_horizon, fit_manifold, horizon_values
 from arlat_diag.injection import MODES, Curves, SampleCurves, Starts, choose_starts, draw, follow, follow_samples
 from arlat_diag.intervals import make_curve, make_value, worst
+from arlat_diag.perturbed import noise_like, perturbed, sensitivity
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore, Split
@@ -208,12 +211,23 @@ def diagnose(
     generator = torch.Generator(device).manual_seed(config.seed + 1)
     samples = follow_samples(model, starts, config.draws, generator, device)
     values |= sample_figures(samples, subject)
+    values |= noisy(curves["D"], subject, model, config, device)
     values |= horizons(curves["D"], values, subject)
     values |= recovery(curves, subject)
     values["r1.cosine_null"] = make_value(
         torch.full((len(starts),), starts.sequence.shape[-1] ** -0.5).double().numpy(), starts.speaker, starts.utterance
     )
     return values, curves
+
+
+def noisy(free: Curves, subject: Subject, model: Dynamics, config: Config, device: str) -> dict[str, Value]:
+    """Modes E and F."""
+    generator = torch.Generator().manual_seed(config.seed + 4)
+    starts = subject.starts
+    like_free = perturbed(model, starts, noise_like(free.error, starts, generator), device)
+    out = figures("r1.E", like_free, subject, "b5", (False,) * config.steps)
+    b5 = subject.baseline["b5"]
+    return out | sensitivity(model, starts, subject.moving, b5, subject.step, generator, device, subject.seed)
 
 
 def remarks(subject: Subject) -> list[str]:

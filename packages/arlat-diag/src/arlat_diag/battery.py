@@ -18,6 +18,7 @@ from pydantic import Field
 from arlat_diag.diagnostics.p1 import Config as P1Config
 from arlat_diag.diagnostics.p4 import Config as P4Config
 from arlat_diag.diagnostics.r1 import Config as R1Config
+from arlat_diag.diagnostics.r3 import Config as R3Config
 from arlat_diag.results import Representation, Results, write_results
 
 
@@ -49,6 +50,8 @@ class Config(BaseConfig):
     """Geometry."""
     r1: R1Config = R1Config()
     """Injection diagnostic."""
+    r3: R3Config = R3Config()
+    """Ceilings: forecasts without a network."""
 
 
 def chosen(only: str) -> list[str]:

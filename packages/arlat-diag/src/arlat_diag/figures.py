@@ -230,7 +230,8 @@ def rollout(name: str, values: Values) -> bytes:
             axes.set_xlabel("step")
             axes.set_xticks([1, 4, 8, 12, 16])
         figure.suptitle(label(name, 90), x=0.008, ha="left", fontsize=10, fontweight="bold")
-        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        shown = {text: line for axes in grid for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=5)
         return svg(figure)
 
 
@@ -262,6 +263,9 @@ def decorate(axes: Axes, key: str, values: Values) -> None:
         if far is not None and far.floor is not None:
             room(axes, 0.0, far.floor)
             bar(axes, far.floor, "random frames", "-")
+        for forecaster, style in (("persistence", (0, (1, 1))), ("analog", (0, (4, 1, 1, 1)))):
+            known = curve(values, f"r3.{forecaster}.state_error")
+            axes.plot(known.x, known.y, linestyle=style, color=FAINT, linewidth=1.1, label=forecaster)
         if axes.get_ylim()[1] > 50 * (far.floor if far is not None and far.floor else 1e9):
             axes.set_yscale("symlog", linthresh=far.floor if far is not None and far.floor else 1.0)
             numbered(axes.yaxis)

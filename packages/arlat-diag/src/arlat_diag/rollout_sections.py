@@ -20,6 +20,15 @@ HORIZONS = (
 )
 
 
+SOURCES = {
+    **{f"r1.{mode}": mode for mode in figures.MODES},
+    "r1.var.D": "VAR, D",
+    "r3.analog": "analog",
+    "r3.persistence": "persistence",
+    "r3.climatology": "climatology",
+}
+
+
 def rollouts(subjects: Mapping[str, Values]) -> Section:
     """R1: curves of the injection modes, horizons, recovery gain."""
     question = "What happens when the model is fed its own output, and what does one true frame mend?"
@@ -28,6 +37,8 @@ def rollouts(subjects: Mapping[str, Values]) -> Section:
         "never (D); S draws each step instead of taking the most likely one; E sees true frames with noise as large as D's error: "
         "where D does worse than E, the structure of its error matters, not its size alone. A mean rollout decays by nature: what counts is its "
         "distance from the dashed line, the linear VAR rolled out alike, which for a linear process is the best possible.",
+        "Grey lines in the state error: persistence says that nothing moves, the analog says what followed the ten training contexts "
+        "that are most alike. A rollout that is worse than both knows nothing worth having.",
         "The recovery gain is 1 where one true frame mends all that the free rollout had lost by step 5, and 0 where it mends nothing.",
     ]
     known = has(subjects, "r1.")
@@ -81,10 +92,9 @@ def step_table(item: str, values: Values) -> Table:
         ("dnll_b0", "ΔNLL_B0"),
         ("dnll_b5", "ΔNLL_B5"),
     ):
-        for mode in (*figures.MODES, "var.D"):
-            if f"r1.{mode}.{key}[1]" in values:
-                shown = "VAR, D" if mode == "var.D" else mode
-                rows.append([name(f"{text}, {shown}"), *(cell(values.get(f"r1.{mode}.{key}[{s}]")) for s in STEPS)])
+        for source, shown in SOURCES.items():
+            if f"{source}.{key}[1]" in values:
+                rows.append([name(f"{text}, {shown}"), *(cell(values.get(f"{source}.{key}[{s}]")) for s in STEPS)])
     some = values.get("r1.D.cosine[1]")
     notes = [f"Behind these figures: {behind(some)}."] if some is not None else []
     return Table(f"{item}: per step", ["", *(f"step {s}" for s in STEPS)], rows, notes, folder="Figures per step")

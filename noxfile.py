@@ -21,7 +21,7 @@ MEMBERS = {
     "arlat-score": ("packages/arlat-score", ""),
     "arlat-diag": ("packages/arlat-diag", ""),
 }
-TEST_TOOLS = ["hypothesis", "psutil", "pytest", "pytest-timeout", "pytest-xdist"]
+TEST_TOOLS = ["hypothesis", "psutil", "pytest", "pytest-timeout", "pytest-xdist", "scipy"]
 
 nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["lint", "types", "interpreter", "aot", "docs", "build", "alone", "line"]

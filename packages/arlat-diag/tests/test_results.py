@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from arlat_core.config import UserError
-from arlat_diag.results import SCHEMA_FILE, Results, json_schema, merge_results, read_results, write_results
+from arlat_diag.results import SCHEMA_FILE, Key, Results, json_schema, merge_results, read_results, write_results
+from pydantic import TypeAdapter, ValidationError
 
 Maker = Callable[..., Results]
 
@@ -82,3 +83,12 @@ def test_figures_without_a_description_are_refused(real_results: Maker) -> None:
     results = real_results({"mel": 8})
     with pytest.raises(ValueError, match="the same names, but differ in mel"):
         Results(results=results.results, representations={})
+
+
+def test_a_key_may_carry_a_step_or_a_size() -> None:
+    keys = TypeAdapter(Key)
+    assert keys.validate_python("r1.D.cosine[16]") == "r1.D.cosine[16]"
+    assert keys.validate_python("r1.F.cosine[0.03]") == "r1.F.cosine[0.03]"
+    for wrong in ("r1.F.cosine[.3]", "r1.F.cosine[1.]", "r1.F.cosine[a]", "cosine"):
+        with pytest.raises(ValidationError):
+            keys.validate_python(wrong)

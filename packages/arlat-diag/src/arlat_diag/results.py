@@ -17,7 +17,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 SCHEMA: Final = "arlat-results/1"
 SCHEMA_FILE = Path(__file__).with_name("results.schema.json")
-Key = Annotated[str, StringConstraints(pattern=r"^[a-z]\w*(\.\w+)+(\[\d+\])?$")]
+Key = Annotated[str, StringConstraints(pattern=r"^[a-z]\w*(\.\w+)+(\[\d+(\.\d+)?\])?$")]
 Name = Annotated[str, StringConstraints(min_length=1)]
 
 

@@ -51,7 +51,17 @@ def test_the_analog_knows_what_the_past_knows(tmp_path: Path) -> None:
     assert lost.low is not None
     assert lost.high is not None
     assert lost.low <= 0.0 <= lost.high or abs(lost.value or 1) < 0.03
-    assert (random.value or 0) > (white.values["r3.climatology.state_error[8]"].value or 0)
+    blind = white.values["r3.climatology.state_error[8]"].value or 0
+    assert blind < (random.value or 0) < 1.15 * blind  # a mean of ten random frames: √1.1 times as far
+
+
+def test_the_analog_of_ar1_comes_near_the_perfect_forecast(tmp_path: Path) -> None:
+    result, store = measured(tmp_path / "store", "ar1", 16, rho=0.8)
+    scale = math.sqrt(torch.as_tensor(store.covariance).diagonal().mean())
+    for s in (2, 4, 8):
+        perfect = scale * math.sqrt(1 - 0.8 ** (2 * (s - 1))) * chi(16)
+        found = result.values[f"r3.analog.state_error[{s}]"].value or 0
+        assert 0.93 * perfect < found < 1.15 * perfect
 
 
 def test_utterances_too_short_for_a_start_are_said(tmp_path: Path) -> None:

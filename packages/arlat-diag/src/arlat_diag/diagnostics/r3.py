@@ -6,7 +6,7 @@ From R1's kind of starts, K steps ahead, by step s = 1 … K; the state entering
 | --- | --- |
 | r3.persistence.state_error[s] | ‖z_t − z_{t+s−1}‖: nothing moves |
 | r3.climatology.state_error[s] | ‖mean − z_{t+s−1}‖ from s = 2 on: the training mean, whatever was seen |
-| r3.analog.{state_error,cosine,magnitude_ratio}[s] | z_t plus the mean of what followed the k training windows that are nearest to the context, in standardised frames |
+| r3.analog.{state_error,cosine,magnitude_ratio}[s] | the mean of what followed the k training windows that are nearest to the context (in standardised frames), plus β_s times z_t's difference from their mean frame; β_s is fitted on training windows |
 
 The linear VAR rolled out alike is `r1.var.D`; on a synthetic store `truth` of `r1.D` is the perfect model's curve.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from arlat_data.store import LatentStore
 
 BLOCK = 2048  # training windows compared at a time
+QUERIES = 500  # training windows behind the slopes β
 
 
 class Config(BaseConfig):
@@ -120,24 +121,46 @@ def curve(
 
 
 def analog(past: Windows, starts: Starts, mean: Tensor, scale: Tensor, count: int, device: str) -> Tensor:
-    """Forecast states [n k d], float64: z_t plus the mean displacement that followed the `count` nearest windows.
+    """Forecast states [n k d], float64: what followed the `count` nearest windows, and what is left of the difference.
 
-    Nearest in the sum of squares of standardised frames over the whole context; training windows are compared in blocks.
+    The mean of their frames s later, plus β_s times the start's difference from their mean frame; β_s in [0, 1] is the
+    least-squares slope over training windows, each with its neighbours of other speakers.
     """
-    n, steps = len(starts), starts.truth.shape[1]
+    steps = starts.truth.shape[1]
 
     def features(context: Tensor) -> Tensor:
         return ((context.double() - mean) / scale).flatten(1).float().to(device)
 
-    wanted = features(starts.prefix)
-    best = torch.full((n, count), torch.inf, device=device)
-    rows = torch.zeros(n, count, dtype=torch.int64, device=device)
+    some = torch.linspace(0, len(past) - 1, min(QUERIES, len(past))).round().long()
+    own = nearest(past, features(past.gather(some).context), features, count, past.speaker[some])
+    at, found = past.index[some], nearest(past, features(starts.prefix), features, count)
+    apart = past.z[at].double() - mean_after(past, own, 0)
+    apart_now = starts.entering[:, 0].double() - mean_after(past, found, 0)
+    out = []
+    for s in range(1, steps + 1):
+        later = past.z[at + s].double() - mean_after(past, own, s)
+        slope = float(((later * apart).sum() / apart.square().sum().clamp_min(1e-300)).clamp(0, 1))
+        out.append(mean_after(past, found, s) + slope * apart_now)
+    return torch.stack(out, 1)
+
+
+def mean_after(past: Windows, rows: Tensor, steps: int) -> Tensor:
+    """Mean of the frames `steps` after the windows at `rows` [n count], [n d] float64."""
+    return past.z[past.index[rows] + steps].double().mean(1)
+
+
+def nearest(
+    past: Windows, wanted: Tensor, features: Callable[[Tensor], Tensor], count: int, speaker: Tensor | None = None
+) -> Tensor:
+    """Positions [n count] of the windows nearest to wanted [n q], those of `speaker` [n] apart; in blocks."""
+    best = torch.full((len(wanted), count), torch.inf, device=wanted.device)
+    rows = torch.zeros(len(wanted), count, dtype=torch.int64, device=wanted.device)
     for first in range(0, len(past), BLOCK):
         block = torch.arange(first, min(first + BLOCK, len(past)))
         distance = torch.cdist(wanted, features(past.gather(block).context))  # [n block]
-        merged = torch.cat([best, distance], 1)
-        best, order = merged.topk(count, dim=1, largest=False)
-        rows = torch.cat([rows, block.to(device).expand(n, -1)], 1).gather(1, order)
-    at = past.index[rows.cpu()]  # [n count]
-    moves = [past.z[at + s].double().mean(1) - past.z[at].double().mean(1) for s in range(1, steps + 1)]
-    return starts.entering[:, :1].double() + torch.stack(moves, 1)
+        if speaker is not None:
+            same = speaker[:, None] == past.speaker[block]
+            distance = distance.masked_fill(same.to(distance.device), torch.inf)
+        best, order = torch.cat([best, distance], 1).topk(count, dim=1, largest=False)
+        rows = torch.cat([rows, block.to(rows.device).expand(len(wanted), -1)], 1).gather(1, order)
+    return rows.cpu()

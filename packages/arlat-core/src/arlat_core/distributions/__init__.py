@@ -6,6 +6,8 @@ from arlat_core.distributions.affine import Affine
 from arlat_core.distributions.base import StepDistribution
 from arlat_core.distributions.gaussian import DiagonalGaussian, FullGaussian
 from arlat_core.distributions.mixture import GaussianMixture
+from arlat_core.distributions.polar_mixture import PolarMixture
+from arlat_core.distributions.power_spherical import PowerSphericalLogNormal
 from arlat_core.distributions.uniform_lognormal import UniformLogNormal
 from arlat_core.distributions.vmf_lognormal import VonMisesLogNormal
 
@@ -14,6 +16,8 @@ __all__ = [
     "DiagonalGaussian",
     "FullGaussian",
     "GaussianMixture",
+    "PolarMixture",
+    "PowerSphericalLogNormal",
     "StepDistribution",
     "UniformLogNormal",
     "VonMisesLogNormal",

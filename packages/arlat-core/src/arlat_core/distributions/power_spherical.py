@@ -72,8 +72,8 @@ class PowerSphericalLogNormal(StepDistribution):
         half = 0.5 * (self.dim - 1)
         a = (self.kappa.double() + half).to(generator.device)
         # Two gammas rather than a beta: both t = μᵀu and √(1 − t²) come out without cancellation, and with gradients.
-        up = torch._standard_gamma(a, generator=generator)  # type: ignore[attr-defined]
-        down = torch._standard_gamma(torch.full_like(a, half), generator=generator)  # type: ignore[attr-defined]
+        up = torch._standard_gamma(a, generator=generator)
+        down = torch._standard_gamma(torch.full_like(a, half), generator=generator)
         total = up + down
         along = ((up - down) / total).to(self.mu)[..., None]
         across = (2 * (up * down).clamp_min(SMALLEST_SQUARE).sqrt() / total).to(self.mu)[..., None]

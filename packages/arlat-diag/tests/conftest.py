@@ -18,6 +18,17 @@ def figure(value: float, half: float, **more: Any) -> Value:
     return Value(value=value, low=value - half, high=value + half, n=N, **more)
 
 
+def p0_values() -> dict[str, Value]:
+    out: dict[str, Value] = {}
+    for lag, ratio in ((1, 0.71), (2, 0.985), (4, 1.0)):
+        out[f"p0.lag{lag}.variance_ratio"] = figure(ratio, 0.004, floor=1.0)
+        out[f"p0.lag{lag}.permuted"] = figure(1.0, 0.003, floor=1.0)
+        out[f"p0.lag{lag}.mean_reversion"] = figure((1 + ratio) / 2, 0.004, floor=1.0)
+        out[f"p0.lag{lag}.linear_variance_ratio"] = figure(ratio - 0.02, 0.004, floor=1.0)
+        out[f"p0.lag{lag}.cross_speaker_loss"] = figure(0.002, 0.004, floor=0.0)
+    return out
+
+
 def p1_values(dim: int, strength: float) -> dict[str, Value]:
     """B0 that improves with the horizon while B5 falls to nothing, as SPEC §2's trap."""
     out: dict[str, Value] = {}
@@ -97,9 +108,9 @@ def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> 
 
 
 def real(names: dict[str, int]) -> Results:
-    """A results.json of representations name -> dimension, with P1, P4 and R1."""
+    """A results.json of representations name -> dimension, with P0, P1, P4 and R1."""
     results = {
-        name: p1_values(dim, 4.0 + 2 * i) | p4_values(dim, 0.75 - 0.15 * i) | r1_values(dim)
+        name: p0_values() | p1_values(dim, 4.0 + 2 * i) | p4_values(dim, 0.75 - 0.15 * i) | r1_values(dim)
         for i, (name, dim) in enumerate(names.items())
     }
     manifest = {"seed": 0, "inputs": dict.fromkeys(names, "fedcba9876543210"), "versions": {"torch": "2.11.0"}}

@@ -68,7 +68,7 @@ def test_a_whole_report_asks_every_question_and_shows_figures_with_floors(
     text, markdown = written(runs, tmp_path / "report.html")
     page = Page(text)
     questions = [section.question for section in report.make_sections([report.open_run(run) for run in runs])[1]]
-    assert len(questions) == 10
+    assert len(questions) == 11
     for question in questions:
         assert question in page.text
         assert f"## {question}" in markdown
@@ -83,6 +83,24 @@ def test_the_first_figure_is_the_trap_and_says_what_falls(tmp_path: Path, real_r
     first = text.index("<figure>")
     assert text.rindex("<h2>", 0, first) == text.index("<h2>Does a longer horizon look easier than it is?")
     assert "network: ΔNLL_B0 −150.4 → −239.8, information 4.0 → 0.2 nats" in html.unescape(text)
+
+
+def test_clusters_are_held_against_earlier_work_and_p1(tmp_path: Path, real_results: Maker) -> None:
+    text, markdown = written([save(tmp_path / "r", real_results({"lyra": 64}))], tmp_path / "report.html")
+    page = Page(text)
+    for needed in (
+        "0.99–1.00",
+        "lyra, lag 1, the same frames: a ratio of 0.710 is worth −11.0 nats per frame",  # 32·ln 0.71
+        "lyra, lag 2, the same frames: a ratio of 0.985 is worth −0.5 nats per frame to Gaussian steps, and P1's network has "
+        "ΔNLL_B2 −1.0",
+        "Both find something.",
+        "The network finds what clusters do not",  # lag 4: the ratio's interval holds 1
+    ):
+        assert needed in page.text, needed
+    (row,) = (line for line in markdown.splitlines() if line.startswith("| lyra, lag 4"))
+    assert row.startswith(
+        "| lyra, lag 4 | 1.000 \\[0.996, 1.004\\] | 1.000 \\[0.997, 1.003\\] |"
+    )  # the control beside it
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, real_results: Maker, synthetic_results: Maker) -> None:
@@ -175,7 +193,14 @@ def test_audio_is_embedded_and_what_is_missing_is_named(tmp_path: Path, real_res
 
 
 @pytest.mark.parametrize(
-    ("left", "asked"), [("p1.", "--only p1"), ("p4.", "--only p4"), ("r1.", "--only r1"), ("", "arlat diag calibrate")]
+    ("left", "asked"),
+    [
+        ("p0.", "--only p0"),
+        ("p1.", "--only p1"),
+        ("p4.", "--only p4"),
+        ("r1.", "--only r1"),
+        ("", "arlat diag calibrate"),
+    ],
 )
 def test_what_was_not_run_is_said_and_nothing_fails(tmp_path: Path, real_results: Maker, left: str, asked: str) -> None:
     base = real_results({"a": 16})
@@ -190,7 +215,7 @@ def test_an_empty_result_still_makes_a_report(tmp_path: Path, real_results: Make
     base = real_results({"a": 16})
     run = save(tmp_path / "r", base.model_copy(update={"results": {"a": {}}}))
     text, _ = written([run], tmp_path / "report.html")
-    assert Page(text).text.count("Not run.") == 6
+    assert Page(text).text.count("Not run.") == 7
     assert "not run" in Page(text).text
 
 

@@ -15,6 +15,7 @@ from arlat_core.types import Count, Result
 from arlat_data.store import LatentStore
 from pydantic import Field
 
+from arlat_diag.diagnostics.p0 import Config as P0Config
 from arlat_diag.diagnostics.p1 import Config as P1Config
 from arlat_diag.diagnostics.p4 import Config as P4Config
 from arlat_diag.diagnostics.r1 import Config as R1Config
@@ -44,6 +45,8 @@ class Config(BaseConfig):
     """Where models are trained: cpu, cuda, cuda:1 …"""
     seed: int = Field(0, ge=0)
     """Seed of every diagnostic that does not set its own."""
+    p0: P0Config = P0Config()
+    """Clustering of contexts."""
     p1: P1Config = P1Config()
     """Predictability."""
     p4: P4Config = P4Config()
@@ -132,7 +135,7 @@ def count(store: LatentStore, split: str) -> Count:
 
 
 def main(arguments: list[str], prog: str) -> int:
-    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p1,p4,r1]`."""
+    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p4,r1]`."""
     from rich.console import Console
 
     config = parse(Config, arguments, prog, "Measures a latent store and writes results.json.")

@@ -178,9 +178,8 @@ def measure(config: Config, source: Source, label: str, console: Console) -> Pat
         device=config.device,
         **battery_settings(config),
     )
-    parts = (
-        len(battery.p1.horizons) + len(battery.p1.lags) + 11
-    )  # P4 and R1 tell three each, R3 one, and so do the four starts
+    counted = (battery.p0.lags, battery.p1.horizons, battery.p1.lags)
+    parts = sum(map(len, counted)) + 12  # P4 and R1 tell three each, R3 one, and so do the five starts
     columns = (TextColumn("  {task.description:<30}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=parts)

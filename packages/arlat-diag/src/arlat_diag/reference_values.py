@@ -19,6 +19,11 @@ class Reference:
 LAG_COSINE = {1: 0.73, 2: 0.44, 4: 0.15, 8: 0.06}
 """Direction cosine of the vMF model by lag; its κ and σ were saturated."""
 
+CLUSTERING = (
+    Reference("variance ratio of clustered contexts", "0.99–1.00", "clusters told nothing"),
+    Reference("the ratio that would have passed", "below 0.6"),
+)
+
 PREDICTABILITY = (
     Reference(
         "lag 1: ΔNLL_B0",

@@ -16,7 +16,7 @@ from arlat_core.files import atomic_write
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from arlat_diag import appendix, rollout_sections, sections
+from arlat_diag import appendix, clustering_sections, rollout_sections, sections
 from arlat_diag.figures import colours
 from arlat_diag.results import Results, merge_results, read_results
 from arlat_diag.sections import Clip, Picture, Section
@@ -81,6 +81,7 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[str], list[Section]]:
         sections.summary(results, subjects),
         sections.trap(subjects, look),
         sections.predictability(subjects, look),
+        clustering_sections.clustering(results, subjects),
         sections.geometry(results, subjects, look),
         rollout_sections.rollouts(subjects),
         rollout_sections.listening([c for clips, _ in heard for c in clips], [n for _, notes in heard for n in notes]),

@@ -8,6 +8,7 @@ import torch
 from arlat_core.distributions import Affine, DiagonalGaussian, GaussianMixture, StepDistribution
 from torch import Tensor
 
+from arlat_dynamics.clustering import k_means
 from arlat_dynamics.covariance import ledoit_wolf
 
 ROWS = 60_000  # frames that EM sees at most
@@ -59,14 +60,7 @@ def by_radius(x: Tensor, components: int) -> Tensor:
 def by_centres(x: Tensor, components: int, generator: torch.Generator) -> Tensor:
     """Responsibilities [n m] of the nearest of `components` centres, spread by k-means++ and moved by five k-means steps."""
     some = x[torch.randperm(len(x), generator=generator)[:5000]]
-    centre = some[:1]
-    for _ in range(components - 1):
-        distance = torch.cdist(some, centre).amin(-1).square()
-        centre = torch.cat([centre, some[torch.multinomial(distance + 1e-12, 1, generator=generator)]])
-    for _ in range(5):
-        nearest = torch.nn.functional.one_hot(torch.cdist(some, centre).argmin(-1), components).to(x.dtype)
-        count = nearest.sum(0)[:, None]
-        centre = torch.where(count > 0, (nearest.mT @ some) / count.clamp_min(1), centre)
+    centre = k_means(some, components, generator, iterations=5)
     return torch.nn.functional.one_hot(torch.cdist(x, centre).argmin(-1), components).to(x.dtype)
 
 

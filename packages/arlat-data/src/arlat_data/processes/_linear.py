@@ -51,6 +51,8 @@ class LinearProcess(Process[C]):
         lags = [Law.make(powers[k] - powers[k - 1], self.s, one) for k in range(1, process.STEPS + 1)]
         for k in process.LAGS:
             values |= displacement(f"p1.lag{k}", lags[k - 1], generator)
+        for k in process.CLUSTER_LAGS:
+            values |= variance_ratios(f"p0.lag{k}", lags[k - 1])
         for k in range(1, process.STEPS + 1):
             values[f"p4.rho[{k}]"] = exact(float(((powers[k] @ self.s).diagonal() / self.s.diagonal()).mean()))
         values["p4.effective_dim"] = exact(float(self.s.trace() ** 2 / (self.s**2).sum()))
@@ -80,6 +82,15 @@ class Law:
     def rest(self) -> Tensor:
         """Cov(Δ | past), [d d]."""
         return self.delta - self.forecast
+
+
+def variance_ratios(prefix: str, law: Law) -> Truth:
+    """1 − R² of the best predictor of Δ, which is linear, dimensions standardised; where it is 1, clusters have it too."""
+    left = exact(float((law.rest.diagonal() / law.delta.diagonal()).mean()))
+    values = {f"{prefix}.linear_variance_ratio": left}
+    if not bool(law.forecast.any()):
+        values |= {f"{prefix}.variance_ratio": left, f"{prefix}.mean_reversion": left}
+    return values
 
 
 def is_scalar(matrix: Tensor) -> bool:

@@ -16,6 +16,7 @@ Truth = dict[str, Entry]
 STEPS = 16  # rollout steps and autocorrelation lags whose answers are given
 HORIZONS = (1, 2, 4, 8)
 LAGS = (2, 4, 8)
+CLUSTER_LAGS = (1, 2, 4)  # lags at which P0 clusters contexts
 
 
 class Process(ABC, Generic[C]):

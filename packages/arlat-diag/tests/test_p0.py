@@ -90,10 +90,10 @@ def test_planted_regimes_reach_their_closed_form() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def side(first: int) -> list[tuple[int, torch.Tensor]]:
-        """Two utterances per speaker, one per regime; the regime is dimension 0 and the sign of the drift of the others."""
+        """Four utterances per speaker; the regime, drawn for each, is dimension 0 and the sign of the drift of the others."""
         items = []
         for speaker in range(first, first + 40):
-            for sign in (-1.0, 1.0):
+            for sign in (2.0 * torch.randint(2, (4,), generator=generator) - 1).tolist():
                 moved = walk(50, torch.full((2,), sign), 0.5, generator)
                 items.append((speaker, torch.cat([torch.full((50, 1), 2 * sign), moved], 1)))
         return items
@@ -101,11 +101,11 @@ def test_planted_regimes_reach_their_closed_form() -> None:
     result = p0.run(planted(side(0), side(40)), p0.Config(clusters=8), Path())
     for lag in (1, 2, 4):
         ratio = result.values[f"p0.lag{lag}.variance_ratio"]
-        assert known(ratio) == pytest.approx(0.5**2 / (1 + 0.5**2), abs=0.01)  # σ²/(v² + σ²)
+        assert known(ratio) == pytest.approx(0.5**2 / (1 + 0.5**2), abs=0.015)  # σ²/(v² + σ²)
         assert ratio.resampled == "speakers"
-        assert inside(result.values[f"p0.lag{lag}.cross_speaker_loss"], 0.0)
+        assert known(result.values[f"p0.lag{lag}.cross_speaker_loss"]) == pytest.approx(0, abs=0.025)
         assert known(result.values[f"p0.lag{lag}.permuted"]) == pytest.approx(1, abs=0.01)
-        assert any(f"p0.lag{lag}: the variance ratio 0.2" in n and "passes the bar of 0.6" in n for n in result.notes)
+        assert any(f"p0.lag{lag}: the variance ratio" in n and "passes the bar of 0.6" in n for n in result.notes)
 
 
 def test_steps_that_only_known_speakers_make_are_lost_on_new_ones() -> None:

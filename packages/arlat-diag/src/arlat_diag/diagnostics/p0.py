@@ -6,14 +6,15 @@ training contexts. Δ is standardised with its own training moments: x. Only clu
 
 | key | definition | knowing nothing |
 | --- | --- | --- |
-| p0.lag{k}.variance_ratio | Σ ⟨x − a_c, x − b_c⟩ / Σ ‖x‖² over held-out frames; a_c, b_c: mean of x in cluster c over either half of the training utterances | 1 |
+| p0.lag{k}.variance_ratio | Σ ⟨x − a_c, x − b_c⟩ / Σ ⟨x − a, x − b⟩ over held-out frames; a, b: means of x over either half of the training utterances, a_c, b_c: those in cluster c | 1 |
 | p0.lag{k}.permuted | the same with cluster ids permuted among frames: must be 1.00 ± 0.01 | 1 |
 | p0.lag{k}.mean_reversion | the same for clusters of the newest frame z_{t−k} alone, which hold mean reversion | 1 |
 | p0.lag{k}.linear_variance_ratio | 1 − R² of the linear regression of Δ on z_{t−k} | 1 |
 | p0.lag{k}.cross_speaker_loss | ratio on held-out speakers − ratio on other utterances of the training speakers; centres and means of half of their utterances | 0 |
 
 The product of the errors of two independent means is an unbiased estimate of the squared error of the true cluster mean;
-the plain square is too large by 1/n_c, which at 100 frames would be all of the ± 0.01 that the control may be off.
+the plain square is too large by 1/n_c, which at 100 frames would be all of the ± 0.01 that the control may be off. The total
+is taken in the same way: where utterances differ in their mean step, halves do too, and that is no gain of clusters.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from arlat_diag.geometry import Scale, scale_of
 from arlat_diag.intervals import bootstrap_weights, clusters, make_value, percentiles
+from arlat_diag.utterance_halves import halves, rank
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore
@@ -98,11 +100,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class Means:
-    """Mean of x per half and cluster, [2 K kept] float64; `counted` [K]: which clusters count; `size` [K] training frames."""
+    """Mean of x per half and cluster, [2 K kept] float64, and over all clusters, [2 kept]; `counted` [K]: which clusters count."""
 
     mean: Tensor
+    overall: Tensor
     counted: Tensor
-    size: Tensor
 
 
 def run(
@@ -189,26 +191,6 @@ def step_scale(cut: Windows) -> Scale:
     return scale_of(mean, torch.diag(second / len(cut)))
 
 
-def rank(cut: Windows, seed: int) -> Tensor:
-    """Each frame's utterance counted among those of its speaker from 0, in an order drawn by seed, [N]."""
-    utterances, first = np.unique(cut.utterance.numpy(), return_index=True)
-    order = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(seed)).numpy()
-    seen: dict[int, int] = {}
-    place = np.zeros(int(utterances.max()) + 1, dtype=np.int64)
-    for utterance, speaker in zip(utterances[order].tolist(), cut.speaker.numpy()[first[order]].tolist(), strict=True):
-        place[utterance] = seen.get(speaker, 0)
-        seen[speaker] = place[utterance] + 1
-    return torch.from_numpy(place)[cut.utterance]
-
-
-def halves(at: Tensor, speaker: Tensor) -> Tensor:
-    """Two halves of the utterances from their ranks, a mask [N]: a, b, b, a for one speaker and b, a, a, b for the next.
-
-    So the first two utterances of a speaker fall into different halves, and so do the first two of every other utterance.
-    """
-    return ((at + at // 2 + speaker) % 2).bool()
-
-
 def cluster(
     subject: Subject, width: int, used: Tensor, generator: torch.Generator, device: str
 ) -> tuple[Tensor, Tensor]:
@@ -249,8 +231,8 @@ def fit_means(subject: Subject, ids: Tensor, used: Tensor) -> Means:
         sums.index_add_(0, place[rows], subject.x(subject.train, rows).double())
     size = torch.bincount(place[used], minlength=2 * count).reshape(2, count)
     mean = sums.reshape(2, count, -1) / size.clamp_min(1)[..., None]
-    whole = size.sum(0)
-    return Means(mean, (whole >= subject.config.fewest_frames) & (size.amin(0) >= FEWEST_IN_HALF), whole)
+    overall = sums.reshape(2, count, -1).sum(1) / size.sum(1).clamp_min(1)[:, None]
+    return Means(mean, overall, (size.sum(0) >= subject.config.fewest_frames) & (size.amin(0) >= FEWEST_IN_HALF))
 
 
 def errors(subject: Subject, cut: Windows, rows: Tensor, ids: Tensor, means: Means) -> Errors:
@@ -261,7 +243,7 @@ def errors(subject: Subject, cut: Windows, rows: Tensor, ids: Tensor, means: Mea
         x = subject.x(cut, part).double()
         first, second = means.mean[:, ids[part]]
         within.append(((x - first) * (x - second)).sum(-1))
-        total.append(x.square().sum(-1))
+        total.append(((x - means.overall[0]) * (x - means.overall[1])).sum(-1))
     return Errors(torch.cat(within), torch.cat(total), cut.speaker[rows], cut.utterance[rows])
 
 

@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from arlat_core.config import Config as BaseConfig
-from arlat_core.config import UserError
-from arlat_core.types import Result, Value
+from arlat_core.types import Count, Result, Value
 from arlat_data.windows import Windows, windows
 from arlat_dynamics.clustering import k_means
 from arlat_dynamics.models.linear import LinearModel, fit_linear
@@ -116,7 +115,7 @@ def run(
 ) -> Result:
     """Runs P0 on a store; writes nothing to `run_dir`. Definitions: this module's docstring.
 
-    Raises UserError where a lag leaves fewer windows than clusters.
+    A lag that leaves fewer windows than clusters is not run, and a note says so.
     """
     train, held_out = store.load("train"), store.load("eval")
     frames = scale_of(torch.as_tensor(store.mean), torch.as_tensor(store.covariance))
@@ -127,10 +126,14 @@ def run(
         progress(f"P0 lag{lag}")
         cut, rest = (windows(split, config.context, lag, "lag") for split in (train, held_out))
         if len(cut) < config.clusters or len(rest) == 0:
-            raise UserError(
-                f"{store.path} has {len(cut)} training and {len(rest)} held-out windows of {config.context} frames and lag "
-                f"{lag}, but P0 needs one per cluster ({config.clusters}) and one at least. Give longer or more audio, or fewer clusters."
+            why = (
+                f"{len(cut)} training and {len(rest)} held-out windows of {config.context} frames and lag {lag}; P0 needs one "
+                f"per cluster ({config.clusters}) and one at least"
             )
+            none = Count(speakers=0, utterances=0, frames=0)
+            values[f"p0.lag{lag}.variance_ratio"] = Value(value=None, n=none, status=f"not run: {why}", floor=1.0)
+            notes.append(f"p0.lag{lag}: not run on {why}. Give longer or more audio, or fewer clusters.")
+            continue
         place = rank(cut, config.seed)
         subject = Subject(cut, rest, place % 2 == 0, halves(place, cut.speaker), frames, step_scale(cut), config)
         found, said = one_lag(subject, f"p0.lag{lag}", device)

@@ -28,8 +28,8 @@ def clustering(results: Results, subjects: Mapping[str, Values]) -> Section:
         "Contexts are put into clusters by k-means, and each frame's step is guessed by the mean step of its cluster. The variance "
         "ratio is the squared error that remains: 1 means that clusters tell nothing, and below 0.6 passes. Steps are one frame "
         "long, and the newest frames, as many as the lag less one, are hidden.",
-        "At lag 1 any latent scores below 1, because its step turns back to the mean: clusters of the newest frame and the linear "
-        "regression show how far that alone goes, and white noise can reach 0.5 by it.",
+        "At lag 1 a latent that turns back to its mean scores below 1 for that alone: clusters of the newest frame and the linear "
+        "regression show how far it goes, and white noise can reach 0.5 by it.",
     ]
     known = has(subjects, "p0.")
     if not known:

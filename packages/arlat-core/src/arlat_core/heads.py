@@ -1,0 +1,207 @@
+"""Heads: hidden features [... h] to the law [...] of a step, at the data's scale before any training.
+
+Parameters are bounded softly (no slope is ever 0), lengths are in units of the typical step ‖Δ‖ given at construction.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from arlat_core.config import UserError
+from arlat_core.distributions import (
+    DiagonalGaussian,
+    GaussianMixture,
+    PolarMixture,
+    PowerSphericalLogNormal,
+    StepDistribution,
+    VonMisesLogNormal,
+)
+
+LOG_SCALE_RANGE = 6.0  # |log scale| in units of the typical one stays below this, softly
+SATURATED = 0.75  # part of the range beyond which a scale counts as saturated
+FLAT = 0.01  # κ counts as saturated where its slope is below this part of the steepest
+KAPPA_START = 0.5  # κ/D of an untrained head
+COMPONENTS = 8
+START = 0.1  # an untrained head's weights, as a part of nn.Linear's: it hardly depends on its features
+
+
+def soft_bound(raw: Tensor) -> Tensor:
+    """Maps R to (−LOG_SCALE_RANGE, LOG_SCALE_RANGE); the slope falls like 1/raw² and is never 0."""
+    return raw / (1 + raw.abs() / LOG_SCALE_RANGE)
+
+
+def near_bound(bounded: Tensor) -> Tensor:
+    """Whether a softly bounded parameter lies near the end of its range."""
+    return bounded.abs() > SATURATED * LOG_SCALE_RANGE
+
+
+class Head(nn.Module, ABC):
+    """One linear layer from hidden features [... hidden] to the parameters of a law of Δ ∈ R^dim.
+
+    `scale` is the typical length of a step, in the units of Δ (median ‖Δ‖ of training).
+    """
+
+    name: ClassVar[str]
+    scale: Tensor
+
+    def __init__(self, dim: int, hidden: int, scale: float, outputs: int) -> None:
+        super().__init__()
+        if dim < 1 or hidden < 1 or not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"dim {dim} and hidden {hidden} must be at least 1, scale {scale} positive and finite.")
+        self.dim, self.hidden = dim, hidden
+        self.linear = nn.Linear(hidden, outputs)
+        self.register_buffer("scale", torch.tensor(float(scale)))
+        with torch.no_grad():
+            self.linear.weight.mul_(START)
+            self.linear.bias.zero_()
+
+    @abstractmethod
+    def forward(self, hidden: Tensor) -> StepDistribution:
+        """The laws [...] after features [... h]."""
+
+    @abstractmethod
+    def saturation(self, hidden: Tensor) -> list[Tensor]:
+        """For each bounded parameter, whether it lies near the end of its range."""
+
+    @torch.no_grad()
+    def saturated_fraction(self, hidden: Tensor) -> float:
+        """Part of the bounded parameters that lie near the end of their range, for features [... h]."""
+        return float(torch.cat([flag.flatten() for flag in self.saturation(hidden)]).float().mean())
+
+    def log_coordinate_scale(self) -> Tensor:
+        """log of the typical size of one coordinate of a step, scale/√D."""
+        return self.scale.log() - 0.5 * math.log(self.dim)
+
+
+class GaussianHead(Head):
+    """Diagonal Gaussian."""
+
+    name = "gaussian"
+
+    def __init__(self, dim: int, hidden: int, scale: float) -> None:
+        super().__init__(dim, hidden, scale, 2 * dim)
+
+    def forward(self, hidden: Tensor) -> DiagonalGaussian:
+        """The Gaussian laws [...]."""
+        loc, raw = self.linear(hidden).chunk(2, -1)
+        unit = self.log_coordinate_scale()
+        return DiagonalGaussian(unit.exp() * loc, unit + soft_bound(raw))
+
+    def saturation(self, hidden: Tensor) -> list[Tensor]:
+        """Flags of the scales."""
+        return [near_bound(soft_bound(self.linear(hidden).chunk(2, -1)[1]))]
+
+
+class GaussianMixtureHead(Head):
+    """Mixture of diagonal Gaussians."""
+
+    name = "gaussian_mixture"
+
+    def __init__(self, dim: int, hidden: int, scale: float, components: int = COMPONENTS) -> None:
+        super().__init__(dim, hidden, scale, components * (2 * dim + 1))
+        self.components = components
+        with torch.no_grad():  # no two components start alike
+            spread = torch.linspace(-0.5, 0.5, components) if components > 1 else torch.zeros(1)
+            self.linear.bias[-components * dim :] = spread.repeat_interleave(dim)
+
+    def raw(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [... m], means and unbounded log-scales [... m d], in units of the typical coordinate."""
+        m, d = self.components, self.dim
+        logits, loc, log_scale = self.linear(hidden).split([m, m * d, m * d], -1)
+        return logits, loc.unflatten(-1, (m, d)), log_scale.unflatten(-1, (m, d))
+
+    def forward(self, hidden: Tensor) -> GaussianMixture:
+        """The mixtures [...]."""
+        logits, loc, log_scale = self.raw(hidden)
+        unit = self.log_coordinate_scale()
+        return GaussianMixture(logits, unit.exp() * loc, unit + soft_bound(log_scale))
+
+    def saturation(self, hidden: Tensor) -> list[Tensor]:
+        """Flags of the scales."""
+        return [near_bound(soft_bound(self.raw(hidden)[2]))]
+
+
+class PolarHead(Head):
+    """What polar laws share: directions [... m d], and κ, mu and log_sigma [... m] of m components."""
+
+    def __init__(self, dim: int, hidden: int, scale: float, components: int = 1, further: int = 0) -> None:
+        super().__init__(dim, hidden, scale, components * (dim + 3) + further)
+        self.components = components
+        with torch.no_grad():
+            # A direction has no scale at the start, only a bearing: random, as components must not start alike.
+            nn.init.normal_(self.linear.bias[: components * dim], std=dim**-0.5)
+
+    def raw(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Direction [... m d], unbounded κ, mu and log_sigma [... m], and what else there is."""
+        m, d = self.components, self.dim
+        outputs = self.linear(hidden)
+        direction, kappa, mu, log_sigma, rest = outputs.split([m * d, m, m, m, outputs.shape[-1] - m * (d + 3)], -1)
+        return direction.unflatten(-1, (m, d)), kappa + math.log(math.expm1(KAPPA_START)), mu, log_sigma, rest
+
+    def parts(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Direction [... m d], κ = D·softplus(raw), mu around log scale, log_sigma [... m]."""
+        direction, kappa, mu, log_sigma, _ = self.raw(hidden)
+        return direction, self.dim * softplus(kappa), self.scale.log() + soft_bound(mu), soft_bound(log_sigma)
+
+    def saturation(self, hidden: Tensor) -> list[Tensor]:
+        """Flags of κ, mu and log_sigma."""
+        _, kappa, mu, log_sigma, _ = self.raw(hidden)
+        return [kappa.sigmoid() < FLAT, near_bound(soft_bound(mu)), near_bound(soft_bound(log_sigma))]
+
+
+class VonMisesHead(PolarHead):
+    """von Mises–Fisher direction × LogNormal length."""
+
+    name = "vmf"
+
+    def forward(self, hidden: Tensor) -> VonMisesLogNormal:
+        """The polar laws [...]."""
+        direction, kappa, mu, log_sigma = self.parts(hidden)
+        return VonMisesLogNormal(direction[..., 0, :], kappa[..., 0], mu[..., 0], log_sigma[..., 0])
+
+
+class PowerSphericalHead(PolarHead):
+    """Power-spherical direction × LogNormal length."""
+
+    name = "power_spherical"
+
+    def forward(self, hidden: Tensor) -> PowerSphericalLogNormal:
+        """The polar laws [...]."""
+        direction, kappa, mu, log_sigma = self.parts(hidden)
+        return PowerSphericalLogNormal(direction[..., 0, :], kappa[..., 0], mu[..., 0], log_sigma[..., 0])
+
+
+class VonMisesMixtureHead(PolarHead):
+    """Mixture of von Mises–Fisher × LogNormal laws."""
+
+    name = "vmf_mixture"
+
+    def __init__(self, dim: int, hidden: int, scale: float, components: int = COMPONENTS) -> None:
+        super().__init__(dim, hidden, scale, components, components)
+
+    def forward(self, hidden: Tensor) -> PolarMixture:
+        """The mixtures [...]."""
+        return PolarMixture(self.raw(hidden)[4], *self.parts(hidden))
+
+
+HEADS: dict[str, type[GaussianHead | GaussianMixtureHead | VonMisesHead | PowerSphericalHead | VonMisesMixtureHead]] = {
+    head.name: head
+    for head in (GaussianHead, GaussianMixtureHead, VonMisesHead, PowerSphericalHead, VonMisesMixtureHead)
+}
+
+
+def build_head(name: str, dim: int, hidden: int, scale: float) -> Head:
+    """The untrained head called `name`, for steps of R^dim that are typically `scale` long.
+
+    Raises:
+        UserError: When no head has that name.
+    """
+    if name not in HEADS:
+        raise UserError(f"There is no head {name!r}. Known heads: {', '.join(sorted(HEADS))}.")
+    return HEADS[name](dim, hidden, scale)

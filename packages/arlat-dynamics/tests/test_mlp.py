@@ -8,11 +8,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from arlat_core.distributions import DiagonalGaussian
+from arlat_core.heads import LOG_SCALE_RANGE, soft_bound
 from arlat_core.testing import check_dynamics
 from arlat_data.windows import Windows
 from arlat_dynamics.mixture import fit_mixture
 from arlat_dynamics.models.linear import fit_linear
-from arlat_dynamics.models.mlp import LOG_SCALE_RANGE, ResidualMixture, soft_bound
+from arlat_dynamics.models.mlp import ResidualMixture
 from arlat_dynamics.train import TrainConfig, batch_rows, fit, split_speakers, validation_nll
 from torch import Tensor
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from arlat_core.config import Config as BaseConfig
 from arlat_core.distributions import Affine, GaussianMixture
+from arlat_core.heads import LOG_SCALE_RANGE, SATURATED, near_bound, soft_bound
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,8 +21,6 @@ from arlat_dynamics.mixture import fit_mixture, fit_white
 from arlat_dynamics.models import linear
 from arlat_dynamics.models.linear import LinearModel
 
-LOG_SCALE_RANGE = 6.0  # |log scale| in whitened units stays below this, softly
-SATURATED = 0.75  # part of the range beyond which a scale counts as saturated
 BREAK_LOC, BREAK_LOG_SCALE = 0.01, 0.01  # what tells components apart at the start where one Gaussian is all there is
 RATE_OF_ALL = 0.3  # learning rate of the whole network, as a part of the gate's
 ROWS = 40_000  # windows behind the moments and the first mixture
@@ -231,18 +230,13 @@ class ResidualMixture(WindowModel):
     @torch.no_grad()
     def saturated_fraction(self, context: Tensor) -> float:
         """Part of the scales [n m d] that lie near the end of their range, for context [n w d]."""
-        near = self.mixture(context).log_scale.abs() > SATURATED * LOG_SCALE_RANGE
+        near = near_bound(self.mixture(context).log_scale)
         return float(near.float().mean())
 
 
 def spread_out(rows: Tensor) -> Tensor:
     """At most `ROWS` of rows [n], evenly spaced."""
     return rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS), dtype=torch.float64).long()]
-
-
-def soft_bound(raw: Tensor) -> Tensor:
-    """Maps R to (−LOG_SCALE_RANGE, LOG_SCALE_RANGE); the slope falls like 1/raw² and is never 0."""
-    return raw / (1 + raw.abs() / LOG_SCALE_RANGE)
 
 
 def default_width(rows: int, dim: int) -> int:

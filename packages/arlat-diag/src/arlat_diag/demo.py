@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
+MEASURED = "p1,p4,r1,r3"  # P0 takes its own time: `arlat diag battery … --only p0`
 RATE_HZ = 12.5
 STACKED, POOLED = "stack:8|mel", "pool:8|mel"
 STAND_IN = (
@@ -174,12 +175,13 @@ def measure(config: Config, source: Source, label: str, console: Console) -> Pat
         data=DataConfig(latents_dir=source.store),
         out=run,
         name=label,
+        only=MEASURED,
         seed=config.seed,
         device=config.device,
         **battery_settings(config),
     )
-    counted = (battery.p0.lags, battery.p1.horizons, battery.p1.lags)
-    parts = sum(map(len, counted)) + 12  # P4 and R1 tell three each, R3 one, and so do the five starts
+    # P4 and R1 tell three each, R3 one, and so do the four starts.
+    parts = len(battery.p1.horizons) + len(battery.p1.lags) + 11
     columns = (TextColumn("  {task.description:<30}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=parts)

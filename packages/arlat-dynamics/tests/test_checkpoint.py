@@ -12,7 +12,7 @@ from arlat_core.types import LatentSpec
 from arlat_data.windows import Windows
 from arlat_dynamics import checkpoint
 from arlat_dynamics.models.linear import LinearModel, fit_linear
-from arlat_dynamics.models.mlp import ResidualMixture
+from arlat_dynamics.models.mdn import ResidualMixture
 from arlat_dynamics.train import split_speakers
 from torch import Tensor
 

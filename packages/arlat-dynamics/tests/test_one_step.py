@@ -10,7 +10,7 @@ from arlat_core.config import UserError
 from arlat_data.store import LatentStore
 from arlat_data.synth import make
 from arlat_dynamics import checkpoint
-from arlat_dynamics.models.mlp import ResidualMixture
+from arlat_dynamics.models.mdn import ResidualMixture
 from arlat_dynamics.one_step import main
 
 QUICK = ["train.max_steps=20", "train.evaluate_every=10", "components=2"]

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from arlat_core.distributions import DiagonalGaussian, FullGaussian, StepDistribution, UniformLogNormal
 from arlat_data.windows import Batch
+from arlat_dynamics.mixture import fit_mixture
 from arlat_dynamics.models.linear import LinearModel, ledoit_wolf
-from arlat_dynamics.models.mlp import fit_mixture
 from torch import Tensor
 
 UNCONDITIONAL = ("b0", "b0f", "b1", "b2")

@@ -238,7 +238,7 @@ def decode(config: Config, source: Source, label: str, run: Path) -> tuple[list[
     from arlat_data.codecs import build_codec
     from arlat_data.store import LatentStore
     from arlat_dynamics import checkpoint
-    from arlat_dynamics.models.mlp import ResidualMixture
+    from arlat_dynamics.models.mdn import ResidualMixture
 
     from arlat_diag.audio import audio_examples
 

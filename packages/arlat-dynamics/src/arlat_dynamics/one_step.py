@@ -18,7 +18,7 @@ from arlat_dynamics.train import Progress, TrainConfig
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore
 
-    from arlat_dynamics.models.mlp import ResidualMixture
+    from arlat_dynamics.models.mdn import ResidualMixture
     from arlat_dynamics.train import FitLog
 
 
@@ -59,7 +59,7 @@ def train(store: LatentStore, config: Config, progress: Progress) -> tuple[Resid
     from arlat_data.windows import windows
 
     from arlat_dynamics.models.linear import fit_linear
-    from arlat_dynamics.models.mlp import ResidualMixture
+    from arlat_dynamics.models.mdn import ResidualMixture
     from arlat_dynamics.train import fit, split_speakers
 
     cut = windows(store.load("train"), config.context, config.horizon)

@@ -19,7 +19,7 @@ from arlat_data.store import LatentStore, Split
 from arlat_data.windows import Slice, Windows, median_energy, windows
 from arlat_dynamics import checkpoint
 from arlat_dynamics.models.linear import LinearModel, fit_several
-from arlat_dynamics.models.mlp import ResidualMixture
+from arlat_dynamics.models.mdn import ResidualMixture
 from arlat_dynamics.train import TrainConfig, fit, split_speakers
 from pydantic import Field
 from torch import Tensor

@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from arlat_dynamics.base import Stage, WindowModel, WindowSource, row_blocks
 from arlat_dynamics.covariance import spread
-from arlat_dynamics.mixture import fit_mixture, fit_white
+from arlat_dynamics.mixture import fit_white
 from arlat_dynamics.models import linear
 from arlat_dynamics.models.linear import LinearModel
 
 BREAK_LOC, BREAK_LOG_SCALE = 0.01, 0.01  # what tells components apart at the start where one Gaussian is all there is
 RATE_OF_ALL = 0.3  # learning rate of the whole network, as a part of the gate's
 ROWS = 40_000  # windows behind the moments and the first mixture
-
-__all__ = ["Config", "ResidualMixture", "build", "fit_mixture"]
 
 
 class Config(BaseConfig):
@@ -97,7 +95,7 @@ class Block(nn.Module):
 class ResidualMixture(WindowModel):
     """Δ = VAR(window) + L·e with e ~ Σ_m w_m N(μ_m, diag σ_m²), all of them functions of the window."""
 
-    plugin: ClassVar[str] = "mlp"
+    plugin: ClassVar[str] = "mdn"
     center: Tensor
     scale: Tensor
     step_scale: Tensor

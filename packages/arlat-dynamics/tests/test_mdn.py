@@ -13,7 +13,7 @@ from arlat_core.testing import check_dynamics
 from arlat_data.windows import Windows
 from arlat_dynamics.mixture import fit_mixture
 from arlat_dynamics.models.linear import fit_linear
-from arlat_dynamics.models.mlp import ResidualMixture
+from arlat_dynamics.models.mdn import ResidualMixture
 from arlat_dynamics.train import TrainConfig, batch_rows, fit, split_speakers, validation_nll
 from torch import Tensor
 

@@ -17,7 +17,8 @@ from torch import Tensor, tensor
 @pytest.mark.parametrize("scale", [1e-3, 50.0])
 def test_an_untrained_head_is_at_the_scale_of_the_data(name: str, scale: float) -> None:
     torch.manual_seed(0)
-    head = build_head(name, 16, 8, scale)
+    head = build_head(name, 16, 8)
+    head.calibrate(scale, 0.5)
     hidden = torch.randn(3, 500, 8, generator=torch.Generator().manual_seed(0))
     law = head(hidden)
     assert law.batch_shape == (3, 500)
@@ -30,7 +31,7 @@ def test_an_untrained_head_is_at_the_scale_of_the_data(name: str, scale: float) 
 @pytest.mark.parametrize("name", sorted(HEADS))
 def test_slopes_live_far_out_and_the_counter_sees_it(name: str) -> None:
     torch.manual_seed(0)
-    head = build_head(name, 4, 8, 1.0)
+    head = build_head(name, 4, 8)
     hidden = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         head.linear.bias.fill_(-50.0)
@@ -44,9 +45,11 @@ def test_slopes_live_far_out_and_the_counter_sees_it(name: str) -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="vmf_mixture"):
-        build_head("vfm", 4, 8, 1.0)
+        build_head("vfm", 4, 8)
+    with pytest.raises(UserError, match="no components, but 4"):
+        build_head("vmf", 4, 8, 4)
     with pytest.raises(ValueError, match="scale 0"):
-        build_head("vmf", 4, 8, 0.0)
+        build_head("vmf_mixture", 4, 8, 4).calibrate(0.0, 1.0)
 
 
 def draws(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -64,9 +67,9 @@ def test_a_trained_head_recovers_a_known_concentration() -> None:
     steps, batch = 500, 128
     unit = math.sqrt(512)  # features of unit size, as a network's last norm gives
     toward, dx = draws(8192, generator)
-    head = build_head("vmf", 512, 512, float(dx.norm(dim=-1).median()))
-    layer = head.linear
-    optimizer = torch.optim.Adam([{"params": [layer.weight], "lr": 2e-3}, {"params": [layer.bias], "lr": 3e-2}])
+    head = build_head("vmf", 512, 512)
+    head.calibrate(float(dx.norm(dim=-1).median()), float(dx.norm(dim=-1).log().std()))
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         rows = torch.randint(len(dx), (batch,), generator=generator)

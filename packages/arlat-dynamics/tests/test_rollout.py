@@ -93,6 +93,36 @@ def test_corrector_moves_the_state(ar1: Ar1, exact_ar1: Exact) -> None:
     torch.testing.assert_close(out.step[:, 0], -z[:, 7])
 
 
+def test_each_sequence_may_have_its_own_injections(ar1: Ar1, exact_ar1: Exact) -> None:
+    z, model = ar1(RHO, 3, 20, 2, 0), exact_ar1(RHO, 2)
+    modes = ("A", "C", "D")
+    mask = torch.tensor([injections(mode, STEPS) for mode in modes])
+    together = rollout(model, z[:, :8], z[:, 8 : 8 + STEPS], mask)
+    for row, mode in enumerate(modes):
+        alone = rollout(model, z[row : row + 1, :8], z[row : row + 1, 8 : 8 + STEPS], injections(mode, STEPS))
+        torch.testing.assert_close(together.state_in[row], alone.state_in[0])
+
+
+def test_long_steps_are_shortened_and_counted(ar1: Ar1, exact_ar1: Exact) -> None:
+    z, model = ar1(RHO, 50, 20, 2, 0), exact_ar1(RHO, 2)
+    free = rollout(model, z[:, :8], z[:, 8:9], (False,))
+    longest = float(free.step.norm(dim=-1).median())
+    out = rollout(model, z[:, :8], z[:, 8:9], (False,), longest=longest)
+    assert torch.equal(out.clipped, free.step.norm(dim=-1) > longest)
+    assert not free.clipped.any()
+    torch.testing.assert_close(out.step.norm(dim=-1), free.step.norm(dim=-1).clamp_max(longest))
+    torch.testing.assert_close(torch.cosine_similarity(out.step, free.step, dim=-1), torch.ones(50, 1))
+
+
+def test_gradients_reach_every_step(ar1: Ar1, exact_ar1: Exact) -> None:
+    z, model = ar1(RHO, 4, 20, 2, 0), exact_ar1(RHO, 2)
+    first = z[:, 7].clone().requires_grad_()
+    prefix = torch.cat([z[:, :7], first[:, None]], 1)
+    out = rollout(model, prefix, z[:, 8 : 8 + STEPS], injections("D", STEPS))
+    (slope,) = torch.autograd.grad((out.state_in[:, -1] + out.step[:, -1]).sum(), first)
+    torch.testing.assert_close(slope, torch.full_like(slope, RHO**STEPS))
+
+
 def test_masks() -> None:
     assert injections("B", 16) == tuple(step in (4, 8, 12, 16) for step in range(1, 17))
     with pytest.raises(ValueError, match="no injection mode"):
@@ -101,7 +131,7 @@ def test_masks() -> None:
 
 def test_shapes_are_checked(exact_ar1: Exact) -> None:
     model = exact_ar1(RHO, 2)
-    with pytest.raises(ValueError, match="2 entries for 3 steps"):
+    with pytest.raises(ValueError, match=r"shape \(2,\) for 3 steps"):
         rollout(model, torch.zeros(1, 8, 2), torch.zeros(1, 3, 2), (True, False))
     with pytest.raises(ValueError, match="generator"):
         rollout(model, torch.zeros(1, 8, 2), torch.zeros(1, 1, 2), (True,), sample=True)

@@ -1,13 +1,13 @@
 """Heads: hidden features [... h] to the law [...] of a step, at the data's scale before any training.
 
-Parameters are bounded softly (no slope is ever 0), lengths are in units of the typical step ‖Δ‖ given at construction.
+Parameters are bounded softly (no slope is ever 0), lengths are in units of the typical step ‖Δ‖ that `calibrate` sets.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ FLAT = 0.01  # κ counts as saturated where its slope is below this part of the 
 KAPPA_START = 0.5  # κ/D of an untrained head
 COMPONENTS = 8
 START = 0.1  # an untrained head's weights, as a part of nn.Linear's: it hardly depends on its features
+SCALAR_GAIN = 4.0  # κ, mu and log_sigma move so many times faster than a coordinate: their ranges are wide, a learning rate is not
 
 
 def soft_bound(raw: Tensor) -> Tensor:
@@ -44,22 +45,37 @@ def near_bound(bounded: Tensor) -> Tensor:
 class Head(nn.Module, ABC):
     """One linear layer from hidden features [... hidden] to the parameters of a law of Δ ∈ R^dim.
 
-    `scale` is the typical length of a step, in the units of Δ (median ‖Δ‖ of training).
+    `scale` is the typical length of a step in the units of Δ (median ‖Δ‖ of training), `spread` the standard deviation
+    of log ‖Δ‖; `calibrate` sets both. First weights come from torch's global generator: see `arlat_core.seed.seeded`.
     """
 
     name: ClassVar[str]
+    mixture: ClassVar[bool] = False
     scale: Tensor
+    spread: Tensor
 
-    def __init__(self, dim: int, hidden: int, scale: float, outputs: int) -> None:
+    def __init__(self, dim: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        if dim < 1 or hidden < 1 or not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"dim {dim} and hidden {hidden} must be at least 1, scale {scale} positive and finite.")
+        if dim < 1 or hidden < 1:
+            raise ValueError(f"dim {dim} and hidden {hidden} must be at least 1.")
         self.dim, self.hidden = dim, hidden
         self.linear = nn.Linear(hidden, outputs)
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("spread", torch.tensor(1.0))
         with torch.no_grad():
             self.linear.weight.mul_(START)
             self.linear.bias.zero_()
+
+    def calibrate(self, scale: float, spread: float) -> None:
+        """Sets the typical length of a step and the standard deviation of its logarithm.
+
+        Raises:
+            ValueError: When either is not positive and finite.
+        """
+        if not (0 < scale < math.inf and 0 < spread < math.inf):
+            raise ValueError(f"scale {scale} and spread {spread} must be positive and finite.")
+        self.scale.fill_(scale)
+        self.spread.fill_(spread)
 
     @abstractmethod
     def forward(self, hidden: Tensor) -> StepDistribution:
@@ -84,8 +100,8 @@ class GaussianHead(Head):
 
     name = "gaussian"
 
-    def __init__(self, dim: int, hidden: int, scale: float) -> None:
-        super().__init__(dim, hidden, scale, 2 * dim)
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(dim, hidden, 2 * dim)
 
     def forward(self, hidden: Tensor) -> DiagonalGaussian:
         """The Gaussian laws [...]."""
@@ -102,9 +118,10 @@ class GaussianMixtureHead(Head):
     """Mixture of diagonal Gaussians."""
 
     name = "gaussian_mixture"
+    mixture = True
 
-    def __init__(self, dim: int, hidden: int, scale: float, components: int = COMPONENTS) -> None:
-        super().__init__(dim, hidden, scale, components * (2 * dim + 1))
+    def __init__(self, dim: int, hidden: int, components: int = COMPONENTS) -> None:
+        super().__init__(dim, hidden, components * (2 * dim + 1))
         self.components = components
         with torch.no_grad():  # no two components start alike
             spread = torch.linspace(-0.5, 0.5, components) if components > 1 else torch.zeros(1)
@@ -130,8 +147,8 @@ class GaussianMixtureHead(Head):
 class PolarHead(Head):
     """What polar laws share: directions [... m d], and κ, mu and log_sigma [... m] of m components."""
 
-    def __init__(self, dim: int, hidden: int, scale: float, components: int = 1, further: int = 0) -> None:
-        super().__init__(dim, hidden, scale, components * (dim + 3) + further)
+    def __init__(self, dim: int, hidden: int, components: int = 1, further: int = 0) -> None:
+        super().__init__(dim, hidden, components * (dim + 3) + further)
         self.components = components
         with torch.no_grad():
             # A direction has no scale at the start, only a bearing: random, as components must not start alike.
@@ -142,12 +159,14 @@ class PolarHead(Head):
         m, d = self.components, self.dim
         outputs = self.linear(hidden)
         direction, kappa, mu, log_sigma, rest = outputs.split([m * d, m, m, m, outputs.shape[-1] - m * (d + 3)], -1)
-        return direction.unflatten(-1, (m, d)), kappa + math.log(math.expm1(KAPPA_START)), mu, log_sigma, rest
+        kappa = SCALAR_GAIN * kappa + math.log(math.expm1(KAPPA_START))
+        return direction.unflatten(-1, (m, d)), kappa, SCALAR_GAIN * mu, SCALAR_GAIN * log_sigma, rest
 
     def parts(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Direction [... m d], κ = D·softplus(raw), mu around log scale, log_sigma [... m]."""
+        """Direction [... m d], κ = D·softplus(raw), mu around log scale, log_sigma around log spread [... m]."""
         direction, kappa, mu, log_sigma, _ = self.raw(hidden)
-        return direction, self.dim * softplus(kappa), self.scale.log() + soft_bound(mu), soft_bound(log_sigma)
+        mu, log_sigma = self.scale.log() + soft_bound(mu), self.spread.log() + soft_bound(log_sigma)
+        return direction, self.dim * softplus(kappa), mu, log_sigma
 
     def saturation(self, hidden: Tensor) -> list[Tensor]:
         """Flags of κ, mu and log_sigma."""
@@ -181,27 +200,32 @@ class VonMisesMixtureHead(PolarHead):
     """Mixture of von Mises–Fisher × LogNormal laws."""
 
     name = "vmf_mixture"
+    mixture = True
 
-    def __init__(self, dim: int, hidden: int, scale: float, components: int = COMPONENTS) -> None:
-        super().__init__(dim, hidden, scale, components, components)
+    def __init__(self, dim: int, hidden: int, components: int = COMPONENTS) -> None:
+        super().__init__(dim, hidden, components, components)
 
     def forward(self, hidden: Tensor) -> PolarMixture:
         """The mixtures [...]."""
         return PolarMixture(self.raw(hidden)[4], *self.parts(hidden))
 
 
-HEADS: dict[str, type[GaussianHead | GaussianMixtureHead | VonMisesHead | PowerSphericalHead | VonMisesMixtureHead]] = {
+HEADS: dict[str, Any] = {
     head.name: head
     for head in (GaussianHead, GaussianMixtureHead, VonMisesHead, PowerSphericalHead, VonMisesMixtureHead)
 }
 
 
-def build_head(name: str, dim: int, hidden: int, scale: float) -> Head:
-    """The untrained head called `name`, for steps of R^dim that are typically `scale` long.
+def build_head(name: str, dim: int, hidden: int, components: int | None = None) -> Head:
+    """The untrained head called `name` for steps of R^dim; `components` is for mixtures alone (default: 8).
 
     Raises:
-        UserError: When no head has that name.
+        UserError: When no head has that name, or it is no mixture and `components` is given.
     """
     if name not in HEADS:
         raise UserError(f"There is no head {name!r}. Known heads: {', '.join(sorted(HEADS))}.")
-    return HEADS[name](dim, hidden, scale)
+    if components is not None and not HEADS[name].mixture:
+        mixtures = ", ".join(sorted(other for other, head in HEADS.items() if head.mixture))
+        raise UserError(f"The head {name!r} has no components, but {components} were asked for. Mixtures: {mixtures}.")
+    head: Head = HEADS[name](dim, hidden, *(() if components is None else (components,)))
+    return head

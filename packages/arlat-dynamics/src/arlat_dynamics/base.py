@@ -42,6 +42,11 @@ class WindowSource(Protocol):
         """The windows at `rows` [n] int64."""
 
 
+def spread_out(rows: Tensor, at_most: int = 40_000) -> Tensor:
+    """At most `at_most` of rows [n], evenly spaced."""
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), at_most), dtype=torch.float64).long()]
+
+
 def row_blocks(rows: Tensor, size: int) -> list[Tensor]:
     """Cuts rows [n] into pieces of at most `size`."""
     return [rows[at : at + size] for at in range(0, len(rows), size)]
@@ -74,6 +79,10 @@ class Dynamics(nn.Module, ABC):
     def settings(self) -> Config:
         """All that `build` needs to make a model with the same parameters' shapes."""
 
+    def saturated_fraction(self, x: Tensor) -> float:
+        """Part of the bounded parameters near the end of their range, in the laws after the last frame of x [n t d]."""
+        return 0.0
+
 
 class Stage(NamedTuple):
     """Parameters that are trained together, with their parts of the steps and of the learning rate of a fit."""
@@ -100,10 +109,6 @@ class WindowModel(Dynamics):
     def distribution(self, context: Tensor) -> StepDistribution:
         """Laws [...] of the displacement after context [... w d], oldest frame first."""
 
-    def saturated_fraction(self, context: Tensor) -> float:
-        """Part of the predicted parameters that lie near the end of their range, for context [n w d]."""
-        return 0.0
-
     def stages(self) -> list[Stage]:
         """What is trained together, stage after stage; one stage of everything where a model says nothing else."""
         return [Stage(list(self.parameters()))]
@@ -121,8 +126,12 @@ class WindowModel(Dynamics):
             frames = torch.cat([state.frames[:, 1:], x[:, None]], 1)
         return Window(frames, False), self.distribution(frames)
 
+    def windows_of(self, x: Tensor) -> Tensor:
+        """The window [b t w d] after every frame of x [b t d]."""
+        padded = torch.cat([x[:, :1].expand(-1, self.context - 1, -1), x], 1)
+        return padded.unfold(1, self.context, 1).movedim(-1, -2)
+
     def unroll(self, x: Tensor) -> tuple[Window, StepDistribution]:
         """All windows of x [b t d] at once."""
-        padded = torch.cat([x[:, :1].expand(-1, self.context - 1, -1), x], 1)
-        frames = padded.unfold(1, self.context, 1).movedim(-1, -2)  # [b t w d]
+        frames = self.windows_of(x)
         return Window(frames[:, -1], False), self.distribution(frames)

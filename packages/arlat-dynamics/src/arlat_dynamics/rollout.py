@@ -18,11 +18,13 @@ class Rollout(NamedTuple):
         state_in: State entering the step, [b k d]; the first is the last frame of the prefix.
         step: Displacement that the model took, [b k d], before any injection.
         log_prob: Log-density of the true displacement under the model's law at its own window, [b k], nats.
+        clipped: Whether the step was longer than `longest` and was shortened to it, [b k].
     """
 
     state_in: Tensor
     step: Tensor
     log_prob: Tensor
+    clipped: Tensor
 
 
 def injections(mode: str, steps: int) -> tuple[bool, ...]:
@@ -47,16 +49,19 @@ def rollout(
     model: Dynamics,
     prefix: Tensor,
     truth: Tensor,
-    inject: tuple[bool, ...],
+    inject: tuple[bool, ...] | Tensor,
     sample: bool = False,
     generator: torch.Generator | None = None,
     correct: Corrector | None = None,
+    longest: float | None = None,
 ) -> Rollout:
     """Rolls `model` out for k steps after prefix [b w d], beside the true frames truth [b k d] that follow it.
 
-    The state advances by the law's `point()`, or by a draw where `sample`; `correct` then moves it. Where `inject[s]`,
+    The state advances by the law's `point()`, or by a draw where `sample`, shortened to the length `longest` where it is
+    longer; `correct` then moves it. Where `inject[s]` (or `inject[i, s]` of a tensor [b k], for sequence i alone),
     the state after step s (0-based), which is the newest frame of the next window, is replaced by the truth; the older
     frames of the window stay as the model saw them. The true displacement of a step leads from true frame to true frame.
+    Gradients flow through all steps; under `torch.no_grad()` nothing is kept.
 
     Raises:
         ValueError: When shapes or the number of steps do not fit, or `sample` has no generator.
@@ -66,14 +71,18 @@ def rollout(
         raise ValueError(
             f"prefix {tuple(prefix.shape)} and truth {tuple(truth.shape)} must be [b w {model.dim}] and [b k {model.dim}]."
         )
-    if len(inject) != k:
-        raise ValueError(f"inject has {len(inject)} entries for {k} steps. Give one per step.")
+    mask = torch.as_tensor(inject, dtype=torch.bool, device=truth.device)
+    if mask.shape not in {(k,), (b, k)}:
+        raise ValueError(
+            f"inject has the shape {tuple(mask.shape)} for {k} steps. Give ({k},), or ({b}, {k}) for each sequence."
+        )
+    mask = mask.expand(b, k)
     if sample and generator is None:
         raise ValueError("A sample rollout needs a generator.")
     true_step = torch.cat([truth[:, :1] - prefix[:, -1:], truth.diff(dim=1)], 1)
     state = model.unroll(prefix[:, :-1])[0] if prefix.shape[1] > 1 else model.initial(b)
     seen = list(prefix.unbind(1))
-    entering, taken, log_prob = [], [], []
+    entering, taken, log_prob, clipped = [], [], [], []
     x = seen.pop()
     for s in range(k):
         seen = [*seen, x][-model.context :]
@@ -81,10 +90,21 @@ def rollout(
         dx = law.sample(generator) if sample and generator is not None else law.point()
         entering.append(x)
         log_prob.append(law.log_prob(true_step[:, s]))
+        dx, shortened = shorten(dx, longest)
+        clipped.append(shortened)
         after = x + dx
         if correct is not None:
             after = correct(after, torch.stack(seen, 1), generator)
             dx = after - x
         taken.append(dx)
-        x = truth[:, s] if inject[s] else after
-    return Rollout(torch.stack(entering, 1), torch.stack(taken, 1), torch.stack(log_prob, 1))
+        x = torch.where(mask[:, s, None], truth[:, s], after)
+    return Rollout(*(torch.stack(parts, 1) for parts in (entering, taken, log_prob, clipped)))
+
+
+def shorten(dx: Tensor, longest: float | None) -> tuple[Tensor, Tensor]:
+    """Steps [b d] of at most the length `longest`, in their own direction, and which [b] were longer."""
+    if longest is None:
+        return dx, torch.zeros(dx.shape[:-1], dtype=torch.bool, device=dx.device)
+    length = dx.norm(dim=-1)
+    over = length > longest
+    return torch.where(over[..., None], dx * (longest / length.clamp_min(longest))[..., None], dx), over

@@ -15,15 +15,15 @@ from arlat_core.heads import LOG_SCALE_RANGE, SATURATED, near_bound, soft_bound
 from pydantic import Field
 from torch import Tensor, nn
 
-from arlat_dynamics.base import Stage, WindowModel, WindowSource, row_blocks
-from arlat_dynamics.covariance import spread
+from arlat_dynamics.base import Stage, WindowModel, WindowSource, row_blocks, spread_out
+from arlat_dynamics.block import Block
+from arlat_dynamics.headed import measure
 from arlat_dynamics.mixture import fit_white
 from arlat_dynamics.models import linear
 from arlat_dynamics.models.linear import LinearModel
 
 BREAK_LOC, BREAK_LOG_SCALE = 0.01, 0.01  # what tells components apart at the start where one Gaussian is all there is
 RATE_OF_ALL = 0.3  # learning rate of the whole network, as a part of the gate's
-ROWS = 40_000  # windows behind the moments and the first mixture
 
 
 class Config(BaseConfig):
@@ -77,21 +77,6 @@ def log_length(x: Tensor) -> Tensor:
     return 0.5 * (x.square().mean(-1) + 1e-6).log()
 
 
-class Block(nn.Module):
-    """x + W2·act(W1·norm(x))."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width)
-        self.up = nn.Linear(width, 2 * width)
-        self.down = nn.Linear(2 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[... width] -> [... width]."""
-        out: Tensor = x + self.down(nn.functional.silu(self.up(self.norm(x))))
-        return out
-
-
 class ResidualMixture(WindowModel):
     """Δ = VAR(window) + L·e with e ~ Σ_m w_m N(μ_m, diag σ_m²), all of them functions of the window."""
 
@@ -112,8 +97,8 @@ class ResidualMixture(WindowModel):
         self.register_buffer("whiten", torch.eye(self.dim))  # the inverse of the VAR's factor
         self.gate = Gate(self.context, self.components, config.gate_width)
         self.enter = nn.Linear(self.context * self.dim, config.width)
-        self.blocks = nn.ModuleList(Block(config.width) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config.width, 2 * config.width) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=1e-6, elementwise_affine=False)
         # Columns: m·d means, m logits, d scales that all components share.
         self.head = nn.Linear(config.width, self.components * (self.dim + 1) + self.dim)
         self.raw_log_scale = nn.Parameter(torch.zeros(self.components, self.dim))
@@ -140,19 +125,13 @@ class ResidualMixture(WindowModel):
         model.linear.load_state_dict(linear.state_dict())
         some, others = spread_out(rows), spread_out(validation_rows)
         model.whiten.copy_(torch.linalg.inv(linear.factor.double()))
-        model._standardise(windows, some)
+        scales = measure(windows, some)
+        model.center.copy_(scales.center)
+        model.scale.copy_(scales.scale)
+        model.step_scale.copy_(scales.step_scale)
         model._initialise(generator)
         model._start_components(windows, some, others, generator)
         return model
-
-    def _standardise(self, windows: WindowSource, rows: Tensor) -> None:
-        """Takes the moments of frames and of their differences."""
-        newest = [windows.gather(part).context[:, -2:] for part in row_blocks(rows, 4096)]
-        context = torch.cat(newest).double()
-        self.center.copy_(context[:, -1].mean(0))
-        self.scale.copy_(spread(context[:, -1].var(0, correction=0)))
-        if self.context > 1:
-            self.step_scale.copy_(spread((context[:, -1] - context[:, -2]).square().mean(0)))
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator) -> None:
@@ -230,11 +209,6 @@ class ResidualMixture(WindowModel):
         """Part of the scales [n m d] that lie near the end of their range, for context [n w d]."""
         near = near_bound(self.mixture(context).log_scale)
         return float(near.float().mean())
-
-
-def spread_out(rows: Tensor) -> Tensor:
-    """At most `ROWS` of rows [n], evenly spaced."""
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), ROWS), dtype=torch.float64).long()]
 
 
 def default_width(rows: int, dim: int) -> int:

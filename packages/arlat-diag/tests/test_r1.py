@@ -12,6 +12,7 @@ from arlat_core.types import Value
 from arlat_data.windows import Batch
 from arlat_diag.diagnostics import r1
 from arlat_diag.injection import Curves, choose_starts
+from arlat_diag.rollout_curves import Subject, make_subject, manifold, worst_starts
 from arlat_dynamics.models.linear import Config, LinearModel
 from torch import Tensor
 
@@ -55,11 +56,11 @@ def exact_model(rho: float, gain: float | None = None) -> LinearModel:
     return model
 
 
-def diagnosed(rho: float, gain: float | None = None) -> tuple[dict[str, Value], dict[str, Curves], r1.Subject]:
+def diagnosed(rho: float, gain: float | None = None) -> tuple[dict[str, Value], dict[str, Curves], Subject]:
     train, held_out = ar1_split(rho, 60, 60, 1), ar1_split(rho, 60, 60, 2)
     config = r1.Config(draws=8, pairs=5000)
     starts = choose_starts(held_out, W, K, 4, torch.Generator().manual_seed(0))
-    subject = r1.make_subject(train, held_out, starts, Exact(rho), config, torch.Generator().manual_seed(1))
+    subject = make_subject(train, held_out, starts, Exact(rho), config, torch.Generator().manual_seed(1))
     values, curves = r1.diagnose(subject, exact_model(rho, gain), exact_model(rho), exact_model(rho), config, "cpu")
     return values, curves, subject
 
@@ -76,7 +77,7 @@ def chi(dim: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def ar8() -> tuple[dict[str, Value], dict[str, Curves], r1.Subject]:
+def ar8() -> tuple[dict[str, Value], dict[str, Curves], Subject]:
     return diagnosed(0.8)
 
 
@@ -143,7 +144,7 @@ def test_an_exploding_model_fires_the_seed_horizon_and_never_crashes() -> None:
     assert "are not finite" in values["r1.D.state_error[16]"].status
     assert values["r1.A.state_error[16]"].value == 0
     held_out: Any = SimpleNamespace(ids=[f"u{i}" for i in range(60)])
-    frames = r1.worst_starts(curves["D"], held_out, subject)
+    frames = worst_starts("r1", curves["D"], held_out, subject)
     assert len(frames) == 20
     assert frames[0].key == "r1.D.state_error[16]"
 
@@ -164,11 +165,11 @@ def test_sample_rollouts_stay_on_the_manifold_and_a_runaway_does_not() -> None:
     _, _, subject = diagnosed(rho)
     store: Any = SimpleNamespace(mean=torch.zeros(D), covariance=torch.eye(D))
     config = r1.Config(manifold_starts=60, manifold_draws=2)
-    good = r1.manifold(store, train, held_out, subject, exact_model(rho), config, "cpu")
+    good = manifold("r1", store, train, held_out, subject, exact_model(rho), config, "cpu")
     assert good["r1.horizon.manifold"].status == "> 16"
     assert good["r1.horizon.manifold_truth"].status == "> 16"
     assert (good["r1.S.off_manifold[16]"].value or 0) < 0.05
-    bad = r1.manifold(store, train, held_out, subject, exact_model(rho, gain=1.5), config, "cpu")
+    bad = manifold("r1", store, train, held_out, subject, exact_model(rho, gain=1.5), config, "cpu")
     assert bad["r1.horizon.manifold"].value is not None
     assert 2 <= bad["r1.horizon.manifold"].value <= 5
     assert bad["r1.S.off_manifold[16]"].value == 1

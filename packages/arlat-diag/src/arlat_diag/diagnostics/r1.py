@@ -24,103 +24,39 @@ steps instead; E and F see true frames with noise on them. s = 1 … K; M is one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from arlat_core.config import Config as BaseConfig
-from arlat_core.types import Count, Result, Value, WorstFrame
-from arlat_data.windows import Batch
+from arlat_core.types import Result, Value
 from arlat_dynamics.rollout import injections
-from pydantic import Field
-from torch import Tensor
 
-from arlat_diag.baselines import Baselines, fit_diagonal
-from arlat_diag.diagnostics import p1
-from arlat_diag.geometry import frames_of, scale_of, step_lengths, strangers
-from arlat_diag.horizons import curve_horizon, fit_manifold, horizon_values
-from arlat_diag.injection import MODES, Curves, SampleCurves, Starts, choose_starts, draw, follow, follow_samples
-from arlat_diag.intervals import make_curve, make_value, worst
+from arlat_diag.injection import MODES, Curves, follow, follow_samples
+from arlat_diag.intervals import make_curve, make_value
 from arlat_diag.perturbed import noise_like, perturbed, sensitivity
+from arlat_diag.rollout_curves import (
+    RolloutConfig,
+    Subject,
+    cosines,
+    figures,
+    horizons,
+    manifold,
+    nothing,
+    sample_figures,
+    survey,
+    with_truth,
+    worst_starts,
+)
 
 if TYPE_CHECKING:
-    from arlat_data.store import LatentStore, Split
+    from arlat_data.store import LatentStore
     from arlat_dynamics.base import Dynamics
 
 RECOVERY_STEP = 5  # right after B's first injection
 
 
-class Config(BaseConfig):
+class Config(RolloutConfig):
     """Settings of R1."""
-
-    steps: int = Field(16, ge=5)
-    """K, steps of a rollout."""
-    starts_per_utterance: int = Field(4, gt=0)
-    """Random starts in each held-out utterance, where its length allows."""
-    draws: int = Field(16, ge=2)
-    """Draws per start in mode S."""
-    manifold_starts: int = Field(256, gt=0)
-    """At most so many starts enter H_manifold."""
-    manifold_draws: int = Field(4, gt=0)
-    """Draws per start in H_manifold."""
-    pairs: int = Field(20_000, gt=0)
-    """Pairs of random frames behind the distance of H_decor."""
-    seed: int = 0
-    """Seed of starts and draws."""
-    predictor: p1.Config = p1.Config()
-    """The predictor that is rolled out; the battery puts P1's own settings here."""
-
-
-class NullModel(Protocol):
-    """What gives the baselines' NLL of true displacements: `arlat_diag.baselines.Baselines`."""
-
-    def nll(self, name: str, batch: Batch) -> Tensor:
-        """NLL [n] in nats of a batch's true displacements."""
-        ...
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is rolled out, from where, and what it is compared with.
-
-    Attributes:
-        starts: True stretches of held-out utterances.
-        length: ‖Δ_s‖, [n k] float64.
-        moving: Where ‖Δ_s‖ is above 5 % of its median, [n k].
-        baseline: NLL of the true Δ_s under b0, b5 and b5_gaussian, each [n k].
-        step: Median ‖Δ‖ of training frames.
-        apart: Median distance of random frames of different utterances.
-    """
-
-    starts: Starts
-    length: Tensor
-    moving: Tensor
-    baseline: Mapping[str, Tensor]
-    step: float
-    apart: float
-    seed: int
-
-    def curve(
-        self,
-        key: str,
-        numbers: Tensor,
-        denominator: Tensor | None = None,
-        unit: str = "",
-        **known: Any,
-    ) -> dict[str, Value]:
-        """`key`[1 … K] of numbers [n k] with intervals."""
-        below = None if denominator is None else denominator.double().numpy()
-        values = make_curve(
-            numbers.double().numpy(),
-            self.starts.speaker.numpy(),
-            self.starts.utterance.numpy(),
-            denominator=below,
-            unit=unit,
-            seed=self.seed,
-            **known,
-        )
-        return {f"{key}[{s}]": value for s, value in enumerate(values, 1)}
 
 
 def run(
@@ -131,58 +67,19 @@ def run(
     progress: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Runs R1 on a store with the predictor under `run_dir`/models/h1, which is trained first where it is not there."""
-
     progress("R1 predictor")
-    predictor = config.predictor
-    train, held_out = store.load("train"), store.load("eval")
-    data = p1.prepare(store, train, held_out, "horizon", 1, predictor)
-    found = p1.one_step_predictor(data, store, predictor, run_dir, device)
-    model = found.model
-    generator = torch.Generator().manual_seed(config.seed)
-    starts = choose_starts(held_out, model.context, config.steps, config.starts_per_utterance, generator)
-    settings = config.model_dump(mode="json") | {"context": model.context}
-    need = f"{model.context} + {config.steps} frames"
-    notes = [
-        f"R1: {len(starts)} starts; {starts.too_short} of {len(held_out.ids)} held-out utterances are shorter than {need}."
-    ]
-    if not len(starts):
-        none = Value(
-            value=None, n=Count(speakers=0, utterances=0, frames=0), status=f"not run: no utterance has {need}"
-        )
-        return Result(values={"r1.horizon.info": none}, notes=notes, settings=settings)
-    displacement = {"b0": fit_diagonal(data.train.target[data.fit_rows])}
-    marginal = p1.marginal_of(train, data, predictor)
-    baselines = Baselines(displacement, found.reversion, model.linear, marginal)
-    subject = make_subject(train, held_out, starts, baselines, config, generator)
+    ground, note = survey(store, config, run_dir, device)
+    settings = config.model_dump(mode="json") | {"context": config.predictor.context}
+    notes = [f"R1: {note}"]
+    if ground is None:
+        return Result(values=nothing("r1.horizon.info", note), notes=notes, settings=settings)
+    subject, found = ground.subject, ground.found
     progress("R1 injection")
-    values, curves = diagnose(subject, model, model.linear, found.reversion, config, device)
+    values, curves = diagnose(subject, found.model, found.model.linear, found.reversion, config, device)
     progress("R1 manifold")
-    values |= manifold(store, train, held_out, subject, model, config, device)
-    truth = {key: entry["value"] for key, entry in (store.truth or {"values": {}})["values"].items()}
-    values = {key: value.model_copy(update={"truth": truth.get(key)}) for key, value in values.items()}
-    notes += remarks(subject)
-    return Result(values=values, worst=worst_starts(curves["D"], held_out, subject), notes=notes, settings=settings)
-
-
-def make_subject(
-    train: Split, held_out: Split, starts: Starts, baselines: NullModel, config: Config, generator: torch.Generator
-) -> Subject:
-    """Scores the baselines on the true displacements and measures the yardsticks of the horizons."""
-    length = starts.displacement.double().norm(dim=-1)
-    nll = {
-        name: torch.stack([baselines.nll(name, starts.batch(s)) for s in range(1, config.steps + 1)], 1).double()
-        for name in ("b0", "b5", "b5_gaussian")
-    }
-    apart, _ = strangers(held_out.z, frames_of(held_out), config.pairs, generator)
-    return Subject(
-        starts,
-        length,
-        length > 0.05 * length.median(),
-        nll,
-        float(step_lengths(train.z, frames_of(train))[0].median()),
-        float(apart.median()) if len(apart) else float("inf"),
-        config.seed,
-    )
+    values |= manifold("r1", store, ground.train, ground.held_out, subject, found.model, config, device)
+    worst = worst_starts("r1", curves["D"], ground.held_out, subject)
+    return Result(values=with_truth(values, store), worst=worst, notes=notes + remarks(subject), settings=settings)
 
 
 def diagnose(
@@ -210,9 +107,9 @@ def diagnose(
         values |= linear | own
     generator = torch.Generator(device).manual_seed(config.seed + 1)
     samples = follow_samples(model, starts, config.draws, generator, device)
-    values |= sample_figures(samples, subject)
+    values |= sample_figures("r1", samples, subject)
     values |= noisy(curves["D"], subject, model, config, device)
-    values |= horizons(curves["D"], values, subject)
+    values |= horizons("r1", curves["D"], values, subject)
     values |= recovery(curves, subject)
     values["r1.cosine_null"] = make_value(
         torch.full((len(starts),), starts.sequence.shape[-1] ** -0.5).double().numpy(), starts.speaker, starts.utterance
@@ -240,75 +137,6 @@ def remarks(subject: Subject) -> list[str]:
     ]
 
 
-def worst_starts(free: Curves, held_out: Split, subject: Subject) -> list[WorstFrame]:
-    """The starts whose mean rollout D ends farthest from the truth, at the frame that enters the last step; those that are not finite come first."""
-    error = free.error[:, -1].nan_to_num(torch.finfo(torch.float64).max, torch.finfo(torch.float64).max)
-    steps = free.error.shape[1]
-    ids = [held_out.ids[item] for item in subject.starts.utterance.tolist()]
-    return worst(error.numpy(), f"r1.D.state_error[{steps}]", ids, (subject.starts.frame + steps - 1).numpy(), 20)
-
-
-def cosines(prefix: str, cosine: Tensor, subject: Subject) -> dict[str, Value]:
-    """`prefix`.cosine[1 … K] over moving frames."""
-    return subject.curve(f"{prefix}.cosine", torch.where(subject.moving, cosine, 0.0), subject.moving)
-
-
-def figures(prefix: str, curves: Curves, subject: Subject, marginal: str, inject: tuple[bool, ...]) -> dict[str, Value]:
-    """The curves of one mode; ΔNLL_B0's white-noise floor −(D/2) ln 2 holds at steps that start from the truth."""
-    dim = subject.starts.sequence.shape[-1]
-    white = -(dim / 2) * float(torch.tensor(2.0).log())
-    floors: list[float | None] = [white if fresh else None for fresh in (True, *inject[:-1])]
-    ratio = torch.where(subject.moving, curves.predicted_length / subject.length.clamp_min(1e-300), 0.0)
-    out = cosines(prefix, curves.cosine, subject)
-    out |= subject.curve(f"{prefix}.magnitude_ratio", curves.predicted_length, subject.length, unit="true steps")
-    out |= medians(f"{prefix}.magnitude_ratio_median", ratio, subject)
-    out |= subject.curve(
-        f"{prefix}.state_error", curves.error, floor=subject.apart if subject.apart < float("inf") else None
-    )
-    out |= subject.curve(f"{prefix}.nll", curves.nll, unit="nats/frame")
-    out |= subject.curve(f"{prefix}.dnll_b0", curves.nll - subject.baseline["b0"], unit="nats/frame", floor=floors)
-    out |= subject.curve(f"{prefix}.dnll_b5", curves.nll - subject.baseline[marginal], unit="nats/frame", floor=0.0)
-    return out
-
-
-def medians(key: str, ratio: Tensor, subject: Subject) -> dict[str, Value]:
-    """`key`[1 … K]: medians over moving frames."""
-    out = {}
-    for s in range(ratio.shape[1]):
-        kept = subject.moving[:, s] & torch.isfinite(ratio[:, s])
-        at = (subject.starts.speaker[kept].numpy(), subject.starts.utterance[kept].numpy())
-        out[f"{key}[{s + 1}]"] = make_value(ratio[kept, s].numpy(), *at, statistic="median", seed=subject.seed)
-    return out
-
-
-def sample_figures(samples: SampleCurves, subject: Subject) -> dict[str, Value]:
-    """The curves of mode S: those of every mode, and of the ensemble."""
-    never = (False,) * samples.nll.shape[1]
-    out = figures("r1.S", samples, subject, "b5", never)
-    out |= subject.curve("r1.S.spread", samples.spread)
-    out |= subject.curve("r1.S.energy_score", samples.energy_score)
-    return out
-
-
-def horizons(free: Curves, values: Mapping[str, Value], subject: Subject) -> dict[str, Value]:
-    """r1.horizon.* of the free mean rollout D: seed, decor and info per start, dir and info_curve per report."""
-    speaker, utterance = subject.starts.speaker, subject.starts.utterance
-    gain = free.nll - subject.baseline["b5"]
-    lost = {
-        "seed": ~(free.error <= 100 * subject.step),  # negated so that NaN counts as lost
-        "decor": ~(free.error < subject.apart),
-        "info": ~(gain < 0),
-    }
-    out: dict[str, Value] = {}
-    for name, beyond in lost.items():
-        out |= horizon_values(f"r1.horizon.{name}", beyond, speaker, utterance, subject.seed)
-    steps = range(1, gain.shape[1] + 1)
-    null = subject.starts.sequence.shape[-1] ** -0.5
-    out["r1.horizon.dir"] = curve_horizon([values[f"r1.D.cosine[{s}]"] for s in steps], null, falling=True)
-    out["r1.horizon.info_curve"] = curve_horizon([values[f"r1.D.dnll_b5[{s}]"] for s in steps], 0.0, falling=False)
-    return out
-
-
 def recovery(curves: Mapping[str, Curves], subject: Subject) -> dict[str, Value]:
     """r1.recovery_gain (of the cosine) and r1.recovery_gain.nll: 1 if one true frame mends all that D lost.
 
@@ -329,26 +157,3 @@ def recovery(curves: Mapping[str, Curves], subject: Subject) -> dict[str, Value]
             gain = gain.model_copy(update={"value": None, "low": None, "high": None, "status": why})
         out[f"r1.recovery_gain{suffix}"] = gain
     return out
-
-
-def manifold(
-    store: LatentStore, train: Split, held_out: Split, subject: Subject, model: Dynamics, config: Config, device: str
-) -> dict[str, Value]:
-    """r1.horizon.manifold of sample rollouts, r1.horizon.manifold_truth of true continuations, and r1.S.off_manifold[s]."""
-    generator = torch.Generator().manual_seed(config.seed + 2)
-    scale = scale_of(torch.as_tensor(store.mean), torch.as_tensor(store.covariance))
-    frames, train_frames = frames_of(held_out), frames_of(train)
-    known = fit_manifold(train.z, train_frames, held_out.z, frames, scale, generator, device)
-    rows = torch.randperm(len(subject.starts), generator=generator)[: config.manifold_starts].sort().values
-    some = subject.starts.take(rows)
-    state, _, _ = draw(model, some, config.manifold_draws, torch.Generator(device).manual_seed(config.seed + 3), device)
-    beyond = known.beyond(state)  # [n draws k]
-    every = some.take(torch.arange(len(some)).repeat_interleave(config.manifold_draws))
-    flat = beyond.flatten(0, 1)
-    out = horizon_values("r1.horizon.manifold", flat, every.speaker, every.utterance, subject.seed)
-    true = known.beyond(some.entering)
-    out |= horizon_values("r1.horizon.manifold_truth", true, some.speaker, some.utterance, subject.seed)
-    share = make_curve(
-        beyond.double().mean(1).numpy(), some.speaker.numpy(), some.utterance.numpy(), floor=0.01, seed=subject.seed
-    )
-    return out | {f"r1.S.off_manifold[{s}]": value for s, value in enumerate(share, 1)}

@@ -11,6 +11,7 @@ import torch
 from arlat_core.config import Config as BaseConfig
 from arlat_core.types import Count, Value, WorstFrame
 from arlat_data.windows import Batch
+from arlat_dynamics.rollout import injections
 from pydantic import Field
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from arlat_diag.baselines import Baselines, fit_diagonal
 from arlat_diag.diagnostics import p1
 from arlat_diag.geometry import frames_of, scale_of, step_lengths, strangers
 from arlat_diag.horizons import curve_horizon, fit_manifold, horizon_values
-from arlat_diag.injection import Curves, SampleCurves, Starts, choose_starts, draw
+from arlat_diag.injection import Curves, SampleCurves, Starts, choose_starts, draw, follow
 from arlat_diag.intervals import make_curve, make_value, worst
 
 if TYPE_CHECKING:
@@ -199,6 +200,35 @@ def figures(prefix: str, curves: Curves, subject: Subject, marginal: str, inject
     out |= subject.curve(f"{prefix}.dnll_b0", curves.nll - subject.baseline["b0"], unit="nats/frame", floor=floors)
     out |= subject.curve(f"{prefix}.dnll_b5", curves.nll - subject.baseline[marginal], unit="nats/frame", floor=0.0)
     return out
+
+
+def mode_figures(
+    prefix: str,
+    mode: str,
+    subject: Subject,
+    model: Dynamics,
+    var: Dynamics,
+    reversion: Dynamics | None,
+    device: str,
+) -> tuple[dict[str, Value], Curves]:
+    """The curves of one mode of the deterministic step, with the linear VAR's as ceiling and mean reversion's cosine as floor.
+
+    Both are rolled out alike; the VAR's curves stand under `prefix`.var. The curves per start come beside the figures.
+    """
+    inject = injections(mode, subject.length.shape[1])
+    curves = follow(model, subject.starts, inject, device)
+    own = figures(f"{prefix}.{mode}", curves, subject, "b5", inject)
+    linear_curves = follow(var.to(device), subject.starts, inject, device)
+    linear = figures(f"{prefix}.var.{mode}", linear_curves, subject, "b5_gaussian", inject)
+    for key, value in own.items():
+        if "nll" not in key:
+            above = linear[f"{prefix}.var{key.removeprefix(prefix)}"]
+            own[key] = value.model_copy(update={"ceiling": above.value})
+    if reversion is not None:
+        floor = follow(reversion.to(device), subject.starts, inject, device).cosine
+        for key, value in cosines(f"{prefix}.{mode}", floor, subject).items():
+            own[key] = own[key].model_copy(update={"floor": value.value})
+    return linear | own, curves
 
 
 def medians(key: str, ratio: Tensor, subject: Subject) -> dict[str, Value]:

@@ -29,18 +29,17 @@ from typing import TYPE_CHECKING
 
 import torch
 from arlat_core.types import Result, Value
-from arlat_dynamics.rollout import injections
 
-from arlat_diag.injection import MODES, Curves, follow, follow_samples
+from arlat_diag.injection import MODES, Curves, follow_samples
 from arlat_diag.intervals import make_curve, make_value
 from arlat_diag.perturbed import noise_like, perturbed, sensitivity
 from arlat_diag.rollout_curves import (
     RolloutConfig,
     Subject,
-    cosines,
     figures,
     horizons,
     manifold,
+    mode_figures,
     nothing,
     sample_figures,
     survey,
@@ -90,21 +89,8 @@ def diagnose(
     curves: dict[str, Curves] = {}
     starts = subject.starts
     for mode in MODES:
-        inject = injections(mode, config.steps)
-        linear = figures(
-            f"r1.var.{mode}", follow(var.to(device), starts, inject, device), subject, "b5_gaussian", inject
-        )
-        curves[mode] = follow(model, starts, inject, device)
-        own = figures(f"r1.{mode}", curves[mode], subject, "b5", inject)
-        for key, value in own.items():
-            above = linear[key.replace("r1.", "r1.var.", 1)]
-            if ".dnll" not in key and ".nll" not in key:
-                own[key] = value.model_copy(update={"ceiling": above.value})
-        if reversion is not None:
-            floor = follow(reversion.to(device), starts, inject, device).cosine
-            for key, value in cosines(f"r1.{mode}", floor, subject).items():
-                own[key] = own[key].model_copy(update={"floor": value.value})
-        values |= linear | own
+        found, curves[mode] = mode_figures("r1", mode, subject, model, var, reversion, device)
+        values |= found
     generator = torch.Generator(device).manual_seed(config.seed + 1)
     samples = follow_samples(model, starts, config.draws, generator, device)
     values |= sample_figures("r1", samples, subject)

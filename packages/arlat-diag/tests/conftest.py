@@ -93,6 +93,15 @@ def r1_values(dim: int) -> dict[str, Value]:
     return out
 
 
+def r2_values(dim: int) -> dict[str, Value]:
+    """R1's curves again, of a model that holds out longer."""
+    kept = ("r1.A.", "r1.D.", "r1.S.", "r1.var.D.", "r1.horizon.")
+    out = {key.replace("r1.", "r2.k16."): value for key, value in r1_values(dim).items() if key.startswith(kept)}
+    out["r2.k16.horizon.info"] = Value(value=14, low=13, high=15, n=N, unit="steps")
+    out["r2.k16.saturated_fraction"] = figure(0.003, 0.001, floor=0.0)
+    return out
+
+
 def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> Representation:
     rate = 12.5
     return Representation(
@@ -108,9 +117,13 @@ def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> 
 
 
 def real(names: dict[str, int]) -> Results:
-    """A results.json of representations name -> dimension, with P0, P1, P4 and R1."""
+    """A results.json of representations name -> dimension, with P0, P1, P4, R1 and R2."""
     results = {
-        name: p0_values() | p1_values(dim, 4.0 + 2 * i) | p4_values(dim, 0.75 - 0.15 * i) | r1_values(dim)
+        name: p0_values()
+        | p1_values(dim, 4.0 + 2 * i)
+        | p4_values(dim, 0.75 - 0.15 * i)
+        | r1_values(dim)
+        | r2_values(dim)
         for i, (name, dim) in enumerate(names.items())
     }
     manifest = {"seed": 0, "inputs": dict.fromkeys(names, "fedcba9876543210"), "versions": {"torch": "2.11.0"}}

@@ -211,8 +211,11 @@ def geometry(
         return svg(figure)
 
 
-def rollout(name: str, values: Values) -> bytes:
-    """Per-step curves of the injection modes of one representation, with ceilings, floors and the null spread."""
+def rollout(name: str, values: Values, prefix: str = "r1") -> bytes:
+    """Per-step curves under `prefix` of one representation, with ceilings, floors and the null spread.
+
+    Beside a model that was trained on rollouts (R2) stands the one-step predictor's D.
+    """
     panels = (
         ("cosine", "direction cosine"),
         ("magnitude_ratio", "step length ÷ true length"),
@@ -222,13 +225,17 @@ def rollout(name: str, values: Values) -> bytes:
     with canvas(1, 4, 11.0, 3.1) as (figure, (grid,)):
         for axes, (key, text) in zip(grid, panels, strict=True):
             for mode, colour in MODES.items():
-                draw(axes, curve(values, f"r1.{mode}.{key}"), colour, "", "-", MODE_TEXT[mode])
-            perfect = curve(values, f"r1.var.D.{key}")
+                draw(axes, curve(values, f"{prefix}.{mode}.{key}"), colour, "", "-", MODE_TEXT[mode])
+            if prefix != "r1":
+                before = curve(values, f"r1.D.{key}")
+                axes.plot(before.x, before.y, "-.", color=MODES["D"], linewidth=1.1, label="D of P1's predictor")
+            perfect = curve(values, f"{prefix}.var.D.{key}")
             axes.plot(perfect.x, perfect.y, "--", color=INK, linewidth=1.1, label="D of the linear VAR", zorder=2)
-            decorate(axes, key, values)
+            decorate(axes, key, values, prefix)
             axes.set_title(text)
             axes.set_xlabel("step")
-            axes.set_xticks([1, 4, 8, 12, 16])
+            last = max([16.0, *perfect.x])
+            axes.set_xticks([1, *(round(last * part / 4) for part in (1, 2, 3, 4))])
         figure.suptitle(label(name, 90), x=0.008, ha="left", fontsize=10, fontweight="bold")
         shown = {text: line for axes in grid for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=5)
@@ -245,10 +252,10 @@ MODE_TEXT = {
 }
 
 
-def decorate(axes: Axes, key: str, values: Values) -> None:
+def decorate(axes: Axes, key: str, values: Values, prefix: str) -> None:
     """What a perfect and an ignorant model would do, drawn into one panel of `rollout`."""
     if key == "cosine":
-        floor = [(x, v.floor) for x, v in curve(values, "r1.D.cosine").pairs if v.floor is not None]
+        floor = [(x, v.floor) for x, v in curve(values, f"{prefix}.D.cosine").pairs if v.floor is not None]
         axes.plot(
             [x for x, _ in floor], [y for _, y in floor], ":", color=INK, linewidth=1.1, label="D of mean reversion"
         )
@@ -259,7 +266,7 @@ def decorate(axes: Axes, key: str, values: Values) -> None:
         room(axes, 0.0, 1.0)
         bar(axes, 1.0, "true length")
     elif key == "state_error":
-        far = values.get("r1.D.state_error[1]")
+        far = values.get(f"{prefix}.D.state_error[1]")
         if far is not None and far.floor is not None:
             room(axes, 0.0, far.floor)
             bar(axes, far.floor, "random frames", "-")

@@ -84,6 +84,7 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[str], list[Section]]:
         clustering_sections.clustering(results, subjects),
         sections.geometry(results, subjects, look),
         rollout_sections.rollouts(subjects),
+        rollout_sections.trained(subjects),
         rollout_sections.listening([c for clips, _ in heard for c in clips], [n for _, notes in heard for n in notes]),
         appendix.calibration(results, synthetic),
         appendix.material(results),

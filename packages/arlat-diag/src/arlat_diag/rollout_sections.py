@@ -27,6 +27,13 @@ SOURCES = {
     "r3.persistence": "persistence",
     "r3.climatology": "climatology",
 }
+NAMES = {
+    "cosine": "cosine",
+    "magnitude_ratio": "length ratio",
+    "state_error": "state error",
+    "dnll_b0": "ΔNLL_B0",
+    "dnll_b5": "ΔNLL_B5",
+}
 
 
 def rollouts(subjects: Mapping[str, Values]) -> Section:
@@ -72,30 +79,75 @@ def rollouts(subjects: Mapping[str, Values]) -> Section:
     return Section("rollouts", question, meaning, pictures, [table for table in tables if table.rows])
 
 
-def horizon_cell(values: Values, key: str) -> Cell:
+def trained(subjects: Mapping[str, Values]) -> Section:
+    """R2: rollouts of models that were trained on their own rollouts, beside the one-step predictor's."""
+    question = "Does training on its own rollouts keep a model on course?"
+    meaning = [
+        "A model of its own is trained on rollouts of K steps and then rolled out K steps from held-out starts: under true windows "
+        "(A), freely (D) and sampled (S), beside the one-step predictor's free rollout (dash-dotted). A mean rollout that gets more "
+        "likely by hardly moving has collapsed: its step length falls below the dashed line, which is what a perfect linear model does.",
+        "Whether sampled rollouts stay among real latents says more than the likelihood of the mean rollout.",
+    ]
+    known = has(subjects, "r2.")
+    if not known:
+        return Section("trained", question, meaning, missing="Run `arlat diag battery … --only r2`.")
+    pictures, tables = [], []
+    for item, values in known.items():
+        for prefix in sorted({".".join(key.split(".")[:2]) for key in values if key.startswith("r2.k")}):
+            steps = prefix.removeprefix("r2.k")
+            if f"{prefix}.D.cosine[2]" in values:
+                picture = figures.rollout(f"{item}, trained on {steps} steps", values, prefix)
+                pictures.append(
+                    Picture(picture, f"rollouts of {item} trained on {steps} steps", "Bands: 95 % intervals.")
+                )
+            tables.append(trained_table(item, values, prefix))
+            shown = {f"{prefix}.{mode}": f"{mode}, K = {steps}" for mode in "ADS"} | {
+                f"{prefix}.var.D": "VAR, D",
+                "r1.D": "D, P1",
+            }
+            tables.append(step_table(f"{item}, K = {steps}", values, shown))
+    return Section("trained", question, meaning, pictures, [table for table in tables if table.rows])
+
+
+def trained_table(item: str, values: Values, prefix: str) -> Table:
+    """Horizons of a model trained on rollouts beside those of the one-step predictor."""
+    rows = [
+        [name(text, f"{prefix}.horizon.{key}"), horizon_cell(values, key, prefix), horizon_cell(values, key)]
+        for key, text in HORIZONS
+        if f"{prefix}.horizon.{key}" in values
+    ]
+    if f"{prefix}.saturated_fraction" in values:
+        rows.append(
+            [
+                name("saturated parameters", f"{prefix}.saturated_fraction"),
+                cell(values[f"{prefix}.saturated_fraction"]),
+                Cell("–"),
+            ]
+        )
+    steps = prefix.removeprefix("r2.k")
+    return Table(
+        f"{item}: horizons (first step that is lost)", ["", f"trained on {steps} steps", "P1's predictor"], rows
+    )
+
+
+def horizon_cell(values: Values, key: str, prefix: str = "r1") -> Cell:
     """A horizon with its interval and, where it is one per start, its quartiles."""
-    found = cell(values.get(f"r1.horizon.{key}"))
-    quartiles = [values.get(f"r1.horizon.{key}.{end}") for end in ("q25", "q75")]
+    found = cell(values.get(f"{prefix}.horizon.{key}"))
+    quartiles = [values.get(f"{prefix}.horizon.{key}.{end}") for end in ("q25", "q75")]
     if any(v is None for v in quartiles):
         return found
     ends = "–".join(v.status if v.value is None else number(v.value, 0) for v in quartiles if v is not None)
     return Cell(found.text, found.small, f"quartiles {ends}", found.title, found.tone)
 
 
-def step_table(item: str, values: Values) -> Table:
-    """Figures of every mode at some steps, with floor and ceiling."""
+def step_table(item: str, values: Values, sources: Mapping[str, str] = SOURCES) -> Table:
+    """Figures under the keys of `sources` at some steps, with floor and ceiling."""
     rows = []
-    for key, text in (
-        ("cosine", "cosine"),
-        ("magnitude_ratio", "length ratio"),
-        ("state_error", "state error"),
-        ("dnll_b0", "ΔNLL_B0"),
-        ("dnll_b5", "ΔNLL_B5"),
-    ):
-        for source, shown in SOURCES.items():
+    for key, text in NAMES.items():
+        for source, shown in sources.items():
             if f"{source}.{key}[1]" in values:
                 rows.append([name(f"{text}, {shown}"), *(cell(values.get(f"{source}.{key}[{s}]")) for s in STEPS)])
-    some = values.get("r1.D.cosine[1]")
+    some = next((values[key] for source in sources if (key := f"{source}.cosine[1]") in values), None)
     notes = [f"Behind these figures: {behind(some)}."] if some is not None else []
     return Table(f"{item}: per step", ["", *(f"step {s}" for s in STEPS)], rows, notes, folder="Figures per step")
 

@@ -86,7 +86,9 @@ def colours(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def draw(axes: Axes, line: Line, colour: str, marker: str = "o", style: str = "-", text: str | None = None) -> None:
-    """One series with its interval as a band."""
+    """One series with its interval as a band; nothing, and no entry in a legend, where there is no point."""
+    if not line.pairs:
+        return
     axes.plot(line.x, line.y, style, color=colour, marker=marker, label=text, zorder=3)
     if line.has_band:
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0, zorder=2)
@@ -272,7 +274,8 @@ def decorate(axes: Axes, key: str, values: Values, prefix: str) -> None:
             bar(axes, far.floor, "random frames", "-")
         for forecaster, style in (("persistence", (0, (1, 1))), ("analog", (0, (4, 1, 1, 1)))):
             known = curve(values, f"r3.{forecaster}.state_error")
-            axes.plot(known.x, known.y, linestyle=style, color=FAINT, linewidth=1.1, label=forecaster)
+            if known.pairs:
+                axes.plot(known.x, known.y, linestyle=style, color=FAINT, linewidth=1.1, label=forecaster)
         if axes.get_ylim()[1] > 50 * (far.floor if far is not None and far.floor else 1e9):
             axes.set_yscale("symlog", linthresh=far.floor if far is not None and far.floor else 1.0)
             numbered(axes.yaxis)

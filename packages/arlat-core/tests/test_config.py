@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from arlat_core.config import Config, UserError, grid_points, parse, read_preset
+from arlat_core.config import Config, UserError, grid_points, parse, parse_sweep, read_preset
 from pydantic import Field
 
 
@@ -60,3 +60,29 @@ def test_a_grid_expands_and_is_refused_by_a_single_run(tmp_path: Path) -> None:
     assert points[0] == {"inner": {"rate": 1.0}, "seed": 0}
     with pytest.raises(UserError, match="sweep"):
         parse(Outer, [str(preset)])
+
+
+class Run(Config):
+    inner: Inner
+    out: Path
+    steps: int = 10
+
+
+def test_a_preset_leaves_required_keys_to_the_command_line(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text("steps = 3\n[inner]\nrate = 2.0\n")
+    assert parse(Run, [str(preset), "--out", "a"]) == Run(inner=Inner(rate=2.0), out=Path("a"), steps=3)
+    with pytest.raises(SystemExit):
+        parse(Run, [str(preset)])
+
+
+def test_a_sweep_is_one_configuration_for_each_point_or_none_at_all(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text('steps = 3\n[grid]\n"inner.rate" = [1.0, 2.0]\nsteps = [5, 6]\n')
+    points = parse_sweep(Run, [str(preset), "--out", "a"])
+    assert list(points)[0] == "inner.rate=1.0,steps=5"
+    assert points["inner.rate=2.0,steps=6"] == Run(inner=Inner(rate=2.0), out=Path("a"), steps=6)
+    assert parse_sweep(Run, ["--out", "a", "inner.rate=4"]) == {"": Run(inner=Inner(rate=4.0), out=Path("a"))}
+    preset.write_text('[grid]\n"inner.rate" = [1.0, -2.0]\n')
+    with pytest.raises(UserError, match=r"inner\.rate"):
+        parse_sweep(Run, [str(preset), "--out", "a"])

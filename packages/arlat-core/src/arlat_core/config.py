@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T", bound="Config")
 
@@ -70,35 +71,102 @@ def validate(cls: type[T], values: dict[str, Any], where: str) -> T:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(root)"
-            known = f" Known keys: {', '.join(cls.model_fields)}." if item["type"] == "extra_forbidden" else ""
+        raise UserError(f"{where} is not a valid {cls.__name__}:\n" + "\n".join(complaints(cls, error))) from error
+
+
+def complaints(cls: type[Config], error: ValidationError, missing: bool = True) -> list[str]:
+    """One line for each mistake, those of keys that are not there only where `missing`."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(root)"
+        known = f" Known keys: {', '.join(cls.model_fields)}." if item["type"] == "extra_forbidden" else ""
+        if missing or item["type"] != "missing":
             lines.append(f"  {key}: {item['msg']} (got {item.get('input')!r}).{known}")
-        raise UserError(f"{where} is not a valid {cls.__name__}:\n" + "\n".join(lines)) from error
+    return lines
+
+
+def partial(cls: type[T], values: dict[str, Any]) -> T:
+    """A `cls` of a preset's values, whose required keys may still be missing: tyro asks the command line for them."""
+    import tyro
+
+    given: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Config) and isinstance(values.get(name, {}), dict):
+            given[name] = partial(inner, merge(_defaults(field), values.get(name, {})))
+        elif name in values:
+            given[name] = TypeAdapter(inner).validate_python(values[name])
+        else:
+            given[name] = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+    return cls.model_construct(**given)
+
+
+def _defaults(field: FieldInfo) -> dict[str, Any]:
+    """What a nested table holds where a preset says nothing."""
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    return default.model_dump() if isinstance(default, Config) else {}
 
 
 def parse(cls: type[T], arguments: Sequence[str], prog: str = "arlat", description: str | None = None) -> T:
     """Builds one `cls` from presets (`*.toml`), flags (`--seed 3`) and dotted overrides (`data.latents_dir=STORE`)."""
-    import tyro
+    points = parse_sweep(cls, arguments, prog, description)
+    if list(points) != [""]:
+        raise UserError("The preset has a [grid] table, which makes a sweep; this command runs one configuration.")
+    return points[""]
 
+
+def parse_sweep(
+    cls: type[T], arguments: Sequence[str], prog: str = "arlat", description: str | None = None
+) -> dict[str, T]:
+    """As `parse`, one `cls` for every point of the presets' [grid] tables by its name; without a grid one, named "".
+
+    Flags and overrides hold for every point. Nothing is returned unless every point is valid.
+    """
     presets, flags = split_arguments(arguments, cls.model_fields)
     values: dict[str, Any] = {}
+    grid: dict[str, list[Any]] = {}
     for path in presets:
-        table, grid = read_preset(path)
-        if grid:
-            raise UserError(f"{path} has a [grid] table, which makes a sweep; this command runs one configuration.")
-        values = merge(values, table)
-    default: Any = validate(cls, values, str(presets[-1])) if presets else tyro.MISSING_NONPROP
+        table, more = read_preset(path)
+        values, grid = merge(values, table), grid | more
+    where = str(presets[-1]) if presets else ""
+    return {
+        point_name(point): _parse_one(cls, merge(values, point), where, flags, prog, description)
+        for point in grid_points(grid)
+    }
+
+
+def _parse_one(
+    cls: type[T], values: dict[str, Any], where: str, flags: list[str], prog: str, description: str | None
+) -> T:
+    """One configuration from a preset's values and the command line."""
+    import tyro
+
+    default: Any = tyro.MISSING_NONPROP
+    if where:
+        try:
+            cls.model_validate(values)
+        except ValidationError as error:
+            if lines := complaints(cls, error, missing=False):
+                raise UserError(f"{where} is not a valid {cls.__name__}:\n" + "\n".join(lines)) from error
+        default = partial(cls, values)
     try:
         parsed: T = tyro.cli(cls, args=flags, default=default, prog=prog, description=description)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, item['loc']))}: {item['msg']} (got {item.get('input')!r})."
-            for item in error.errors()
-        ]
-        raise UserError("The arguments are not valid:\n" + "\n".join(lines)) from error
+        raise UserError("The arguments are not valid:\n" + "\n".join(complaints(cls, error))) from error
     return parsed
+
+
+def point_name(point: dict[str, Any], prefix: str = "") -> str:
+    """A grid point's name, from its keys and values; empty for an empty point.
+
+    >>> point_name({"teacher_weight": 0.1, "model": {"context": 4}})
+    'teacher_weight=0.1,model.context=4'
+    """
+    parts = [
+        point_name(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key}={value}"
+        for key, value in point.items()
+    ]
+    return ",".join(parts)
 
 
 def grid_points(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def test_a_sweep_is_one_configuration_for_each_point_or_none_at_all(tmp_path: Pa
     preset = tmp_path / "p.toml"
     preset.write_text('steps = 3\n[grid]\n"inner.rate" = [1.0, 2.0]\nsteps = [5, 6]\n')
     points = parse_sweep(Run, [str(preset), "--out", "a"])
-    assert list(points)[0] == "inner.rate=1.0,steps=5"
+    assert next(iter(points)) == "inner.rate=1.0,steps=5"
     assert points["inner.rate=2.0,steps=6"] == Run(inner=Inner(rate=2.0), out=Path("a"), steps=6)
     assert parse_sweep(Run, ["--out", "a", "inner.rate=4"]) == {"": Run(inner=Inner(rate=4.0), out=Path("a"))}
     preset.write_text('[grid]\n"inner.rate" = [1.0, -2.0]\n')

@@ -85,7 +85,7 @@ def complaints(cls: type[Config], error: ValidationError, missing: bool = True) 
     return lines
 
 
-def partial(cls: type[T], values: dict[str, Any]) -> T:
+def partial(cls: type[Config], values: dict[str, Any]) -> Config:
     """A `cls` of a preset's values, whose required keys may still be missing: tyro asks the command line for them."""
     import tyro
 
@@ -95,7 +95,7 @@ def partial(cls: type[T], values: dict[str, Any]) -> T:
         if isinstance(inner, type) and issubclass(inner, Config) and isinstance(values.get(name, {}), dict):
             given[name] = partial(inner, merge(_defaults(field), values.get(name, {})))
         elif name in values:
-            given[name] = TypeAdapter(inner).validate_python(values[name])
+            given[name] = TypeAdapter[Any](inner).validate_python(values[name])
         else:
             given[name] = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
     return cls.model_construct(**given)

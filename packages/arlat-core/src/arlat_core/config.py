@@ -91,11 +91,11 @@ def partial(cls: type[Config], values: dict[str, Any]) -> Config:
 
     given: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
-        inner = field.annotation
+        inner: Any = field.annotation
         if isinstance(inner, type) and issubclass(inner, Config) and isinstance(values.get(name, {}), dict):
             given[name] = partial(inner, merge(_defaults(field), values.get(name, {})))
         elif name in values:
-            given[name] = TypeAdapter[Any](inner).validate_python(values[name])
+            given[name] = TypeAdapter(inner).validate_python(values[name])
         else:
             given[name] = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
     return cls.model_construct(**given)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from arlat_core.config import Config as BaseConfig
+from arlat_core.distributions import StepDistribution
 from arlat_core.heads import build_head
 from pydantic import Field
 from torch import Tensor, nn
 
-from arlat_dynamics.base import Dynamics, WindowSource, row_blocks, spread_out
+from arlat_dynamics.base import Dynamics, State, WindowSource, row_blocks, spread_out
 from arlat_dynamics.covariance import spread
 
 SHORTEST = 1e-12  # ‖Δ‖ below this is taken as this in the moments of its logarithm
@@ -82,6 +83,20 @@ class HeadedModel(Dynamics):
     def standardise(self, x: Tensor) -> Tensor:
         """Frames [... d] in units of their standard deviation."""
         return (x - self.center) / self.scale
+
+    def unstandardise(self, x: Tensor) -> Tensor:
+        """What `standardise` made of frames, undone."""
+        return x * self.scale + self.center
+
+    def law(self, features: Tensor) -> StepDistribution:
+        """The laws [...] after features [... features], in float32 whatever the network computes in."""
+        with torch.autocast(features.device.type, enabled=False):
+            law: StepDistribution = self.head(features.float() if features.dtype == torch.bfloat16 else features)
+        return law
+
+    def unroll_noised(self, noised: Tensor, clean: Tensor) -> tuple[State, StepDistribution]:
+        """`unroll` in training with noise: `noised` [b t d] is what the model sees, `clean` the same frames without noise."""
+        return self.unroll(noised)
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:

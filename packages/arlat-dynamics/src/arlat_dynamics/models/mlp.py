@@ -70,8 +70,7 @@ class ResidualMLP(HeadedModel, WindowModel):
 
     def distribution(self, context: Tensor) -> StepDistribution:
         """The laws [...] of Δ after context [... w d], oldest frame first."""
-        law: StepDistribution = self.head(self.window_features(context))
-        return law
+        return self.law(self.window_features(context))
 
 
 def build(settings: dict[str, object]) -> ResidualMLP:

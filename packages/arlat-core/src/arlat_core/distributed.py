@@ -1,0 +1,67 @@
+"""One model on several processes: `torchrun` and plain DDP. Without torchrun's environment there is one process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` others, and the device that it works on."""
+
+    rank: int
+    world: int
+    device: str
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.rank == 0
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This process's rows of what all processes hold alike: every `world`-th, so that all shares have one size.
+
+        Raises:
+            ValueError: When the number of rows is no multiple of the number of processes.
+        """
+        if len(rows) % self.world:
+            raise ValueError(
+                f"{len(rows)} rows cannot be shared by {self.world} processes. Make the batch a multiple of it."
+            )
+        return rows[self.rank :: self.world]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module`, whose forward is a loss, with gradients that are means over all processes."""
+        if self.world == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over all processes."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+            values = values / self.world
+        return values
+
+
+@contextlib.contextmanager
+def ranks(device: str = "cpu") -> Iterator[Ranks]:
+    """Joins the processes that torchrun has started: gloo on a CPU, NCCL on GPUs, each process on the GPU of its local rank."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(0, 1, device)
+        return
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Ranks(torch.distributed.get_rank(), world, device)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,226 @@
+"""One training on rollouts: its weights, its optimisers, its record, and the loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from arlat_core.distributed import Ranks
+from torch import Tensor, nn
+
+from arlat_dynamics.headed import HeadedModel
+from arlat_dynamics.objectives import JUDGED_BY, Critic
+from arlat_dynamics.rollout_config import RolloutTrainConfig, rollout_steps, stream, true_share
+from arlat_dynamics.rollout_loss import Draws, Losses, RolloutLoss, draw_step, no_draws
+from arlat_dynamics.sequences import Sequences
+from arlat_dynamics.train import MOST_SKIPPED, copy_state, learning_rate
+from arlat_dynamics.training_state import load_state, pack, save_state, taken, truncate_log, unpack
+
+SEQUENCES, CHANCE, ROLLOUT, JUDGE = range(4)  # what a generator is for
+BLOCK = 256  # validation sequences at a time
+
+
+class Run:
+    """A training of `model` on `sequences`, with its record under `out`."""
+
+    def __init__(
+        self,
+        model: HeadedModel,
+        sequences: Sequences,
+        config: RolloutTrainConfig,
+        out: Path,
+        here: Ranks,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.model, self.sequences, self.config, self.out, self.here = model, sequences, config, out, here
+        self.progress = progress
+        self.loss = RolloutLoss(model, config, float(model.head.scale))
+        self.wrapped = here.wrap(self.loss)
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.critic: Critic | None = None
+        self.critic_optimiser: torch.optim.AdamW | None = None
+        if config.objective == "adversarial":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.critic = Critic(model.dim, config.context + config.steps).to(here.device)
+            self.wrapped_critic = here.wrap(self.critic)
+            self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), lr=config.critic_lr)
+        self.update = self.skipped = self.in_a_row = 0
+        self.judged = self.judge()
+        self.initial = self.judged
+        self.best: tuple[int, float] = (0, self.judged)
+        self.best_weights = copy_state(model)
+        self.notes: list[str] = []
+
+    @property
+    def log_path(self) -> Path:
+        """The record: one JSON object a line."""
+        return self.out / "metrics.jsonl"
+
+    def train(self, stopped: list[int]) -> None:
+        """Makes the updates that are left, and leaves the model at its best. A signal in `stopped` saves and ends the process.
+
+        Raises:
+            RuntimeError: When update after update has no finite loss or gradient.
+            SystemExit: After a signal, with 128 + its number.
+        """
+        config = self.config
+        while self.update < config.updates:
+            self.update += 1
+            rows, draws, rolling = self.batch(self.update)
+            steps = rollout_steps(config, self.update)
+            rate = learning_rate(self.update - 1, config.updates, 1.0)
+            losses, norm = self.step(self.sequences.frames(rows).to(self.here.device), draws, steps, rolling, rate)
+            parts = self.here.mean(torch.stack([part.detach().float() for part in losses[:5]]))
+            self.guard(parts, norm)
+            last = self.update == config.updates
+            if self.update % config.evaluate_every == 0 or last or stopped:
+                self.look()
+            if self.update % config.log_every == 0 or last:
+                self.log(parts, norm, steps, rate)
+            if self.update % config.evaluate_every == 0 or last or stopped:
+                self.save()
+            if stopped:
+                raise SystemExit(128 + stopped[0])
+        self.model.load_state_dict(self.best_weights)
+
+    def batch(self, update: int) -> tuple[Tensor, Draws, torch.Generator]:
+        """This process's sequences and draws of an update: functions of (seed, update) alone, whatever the number of processes."""
+        seed, config = self.config.seed, self.config
+        fit = self.sequences.fit_rows
+        rows = fit[torch.randint(len(fit), (config.batch,), generator=stream(seed, update, SEQUENCES))]
+        every = draw_step(config, self.model.dim, true_share(config, update), stream(seed, update, CHANCE))
+        mine = Draws(*(self.here.share(part) for part in every))
+        rolling = stream(seed * self.here.world + self.here.rank, update, ROLLOUT)
+        return self.here.share(rows), mine, rolling
+
+    def step(
+        self, frames: Tensor, draws: Draws, steps: int, generator: torch.Generator, rate: float
+    ) -> tuple[Losses, Tensor]:
+        """One update of the model, and of the critic where there is one; the losses and the norm of the gradient before clipping."""
+        config = self.config
+        set_rate(self.optimiser, rate * config.lr)
+        self.optimiser.zero_grad()
+        if self.critic is not None:
+            self.critic.requires_grad_(False)
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=config.bf16):
+            losses: Losses = self.wrapped(frames, draws, steps, generator, critic=self.critic)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if bool(torch.isfinite(self.here.mean(losses.total.detach().clone()))) and bool(torch.isfinite(norm)):
+            self.optimiser.step()
+            if self.critic is not None and self.critic_optimiser is not None:
+                self.critic.requires_grad_(True)
+                set_rate(self.critic_optimiser, rate * config.critic_lr)
+                self.critic_optimiser.zero_grad()
+                task, _ = self.loss.task(frames, draws, steps, generator)
+                self.wrapped_critic(task, losses.states).backward()
+                self.critic_optimiser.step()
+        return losses, norm
+
+    def guard(self, parts: Tensor, norm: Tensor) -> None:
+        """Counts updates that could not be made, and gives up after some in a row."""
+        fine = bool(torch.isfinite(parts[0])) and bool(torch.isfinite(norm))
+        self.skipped += not fine
+        self.in_a_row = 0 if fine else self.in_a_row + 1
+        if self.in_a_row >= MOST_SKIPPED:
+            raise RuntimeError(
+                f"{MOST_SKIPPED} updates in a row had no finite loss or gradient, the last of them update {self.update}. "
+                "Lower lr, or longest, or the number of steps."
+            )
+
+    @torch.no_grad()
+    def judge(self) -> float:
+        """The loss on the validation sequences, at all K steps, without noise or injections."""
+        rows, config = self.sequences.validation_rows, self.config
+        total = 0.0
+        for at, part in enumerate(torch.split(rows, BLOCK)):
+            frames = self.sequences.frames(part).to(self.here.device)
+            generator = stream(config.seed, at, JUDGE)
+            objective = JUDGED_BY.get(config.objective)
+            losses = self.loss(frames, no_draws(frames, config.steps), config.steps, generator, objective)
+            total += float(losses.total) * len(part)
+        return total / len(rows)
+
+    def look(self) -> None:
+        """Judges the model and keeps it where it is the best so far."""
+        self.judged = self.judge()
+        if self.judged < self.best[1]:
+            self.best, self.best_weights = (self.update, self.judged), copy_state(self.model)
+        self.progress(f"update {self.update} of {self.config.updates}, validation {self.judged:.4f}")
+
+    def log(self, parts: Tensor, norm: Tensor, steps: int, rate: float) -> None:
+        """Adds a line to the record; numbers that are not finite are written as null."""
+        if not self.here.first:
+            return
+        names = ("loss", "objective", "teacher", "state", "clipped")
+        numbers = dict(zip(names, parts.tolist(), strict=True)) | {"grad_norm": float(norm), "validation": self.judged}
+        sequences = self.sequences.frames(self.sequences.validation_rows[:64])[:, : self.config.context]
+        numbers["saturated"] = self.model.saturated_fraction(sequences.to(self.here.device))
+        entry: dict[str, Any] = {"step": self.update, "k": steps, "lr": rate * self.config.lr, "skipped": self.skipped}
+        entry |= {name: value if abs(value) < float("inf") else None for name, value in numbers.items()}
+        self.out.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, sort_keys=True) + "\n")
+
+    def save(self) -> None:
+        """Writes the state that a killed training goes on from."""
+        if not self.here.first:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        tensors |= pack("optimiser", self.optimiser)
+        if self.critic is not None and self.critic_optimiser is not None:
+            tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
+            tensors |= pack("critic_optimiser", self.critic_optimiser)
+        about: dict[str, Any] = {
+            "best": self.best,
+            "initial": self.initial,
+            "judged": self.judged,
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+        }
+        save_state(self.out / "state", self.update, tensors, about)
+
+    def resume(self) -> None:
+        """Goes on from the newest whole state under `out`, where there is one."""
+        state = load_state(self.out / "state")
+        truncate_log(self.log_path, 0 if state is None else state.step)
+        if state is None:
+            return
+        self.notes += state.notes
+        for note in state.notes:
+            self.progress(note)
+        if not state.tensors:
+            return
+        self.update, about = state.step, state.about
+        self.model.load_state_dict(taken("model", state.tensors))
+        self.best_weights = taken("best", state.tensors)
+        unpack("optimiser", state.tensors, self.optimiser)
+        if self.critic is not None and self.critic_optimiser is not None:
+            self.critic.load_state_dict(taken("critic", state.tensors))
+            unpack("critic_optimiser", state.tensors, self.critic_optimiser)
+        self.best, self.initial, self.judged = (about["best"][0], about["best"][1]), about["initial"], about["judged"]
+        self.skipped, self.in_a_row = about["skipped"], about["in_a_row"]
+
+    def report(self) -> dict[str, Any]:
+        """What came of the training."""
+        sequences = {"fit": len(self.sequences.fit_rows), "validation": len(self.sequences.validation_rows)}
+        return {
+            "updates": self.update,
+            "best_update": self.best[0],
+            "initial_loss": self.initial,
+            "best_loss": self.best[1],
+            "skipped": self.skipped,
+            "sequences": sequences,
+            "notes": self.notes,
+        }
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,82 @@
+"""K-step rollout training: a model learns from what its own rollouts do (SPEC Y3).
+
+`train_rollout` trains any `HeadedModel` on a store. A killed training goes on where its last state was saved, and ends in
+the same bytes on a CPU. One process, or several by torchrun.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from arlat_core import registry
+from arlat_core.distributed import ranks
+from arlat_core.files import write_json
+from arlat_data.windows import windows
+
+from arlat_dynamics import checkpoint
+from arlat_dynamics.headed import HeadedModel
+from arlat_dynamics.rollout_config import ModelConfig, RolloutTrainConfig
+from arlat_dynamics.rollout_run import Run
+from arlat_dynamics.sequences import cut
+from arlat_dynamics.train import split_speakers
+
+if TYPE_CHECKING:
+    from arlat_data.store import LatentStore
+
+__all__ = ["ModelConfig", "RolloutTrainConfig", "train_rollout"]
+Progress = Callable[[str], None]
+
+
+def train_rollout(
+    store: LatentStore,
+    config: RolloutTrainConfig,
+    out: Path,
+    device: str = "cpu",
+    progress: Progress = lambda _: None,
+) -> HeadedModel:
+    """Trains a model on the training split of `store` and leaves it in `out`/model; a finished one is read, a killed one goes on.
+
+    `out`/metrics.jsonl has a line every few updates, `out`/fit.json what came of it. The model kept is the one with the
+    smallest validation loss (the whole loss at all K steps, without noise or injections; of the adversarial objective: the energy score),
+    that before the first update included.
+    """
+    folder = out / "model"
+    if checkpoint.exists(folder):
+        return checkpoint.load(folder, store.spec, HeadedModel).to(device)  # type: ignore[type-abstract]
+    with ranks(device) as here:
+        sequences = cut(store, config)
+        settings = config.model.settings(store.spec.dim, config.context)
+        generator = torch.Generator().manual_seed(config.seed)
+        module = registry.load("dynamics", config.model.name)
+        near = windows(store.load("train"), config.context, 1)
+        model: HeadedModel = module.start(settings, near, split_speakers(near, config.seed)[0], generator)
+        run = Run(model.to(here.device), sequences, config, out, here, progress)
+        run.resume()
+        with stopping() as stopped:
+            run.train(stopped)
+        if here.first:
+            checkpoint.save(model, folder, store.spec)
+            write_json(out / "fit.json", run.report())
+    return model
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGUSR1 instead of dying of them, so that a training can save first."""
+    caught: list[int] = []
+    kinds = (signal.SIGTERM, signal.SIGUSR1)
+    try:
+        old = [signal.signal(kind, lambda number, _: caught.append(number)) for kind in kinds]
+    except ValueError:  # not the main thread: signals are someone else's
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for kind, handler in zip(kinds, old, strict=True):
+            signal.signal(kind, handler)

@@ -5,6 +5,7 @@ COMMANDS = {
     "diag": {
         "battery": ("run the battery on a latent store", "arlat_diag.battery:main"),
         "calibrate": ("prove the battery on processes with known answers", "arlat_diag.calibration:main"),
+        "decide": ("apply the decision rules to any number of runs", "arlat_diag.decision_command:main"),
         "report": ("write one report of any number of runs", "arlat_diag.report:main"),
     },
 }

@@ -16,7 +16,7 @@ from arlat_core.files import atomic_write
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from arlat_diag import appendix, clustering_sections, rollout_sections, sections
+from arlat_diag import appendix, clustering_sections, decision_sections, rollout_sections, sections
 from arlat_diag.figures import colours
 from arlat_diag.results import Results, merge_results, read_results
 from arlat_diag.sections import Clip, Picture, Section
@@ -32,6 +32,8 @@ class Config(BaseConfig):
     """Run directories (or results.json files), of any number of representations; calibration runs too."""
     out: Path = Path("report.html")
     """The HTML file; Markdown and plots are written beside it."""
+    baseline: str = ""
+    """The representation that the decisions are about (default: Mimi, else the first codec that wraps nothing)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def read_clips(run: Run) -> tuple[list[Clip], list[str]]:
     return clips, notes
 
 
-def make_sections(runs: Sequence[Run]) -> tuple[list[str], list[Section]]:
+def make_sections(runs: Sequence[Run], baseline: str = "") -> tuple[list[str], list[Section]]:
     """All pages of the report, and the remarks for its top.
 
     Synthetic stores prove the battery; they are subjects themselves only where there is nothing else.
@@ -79,6 +81,8 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[str], list[Section]]:
     heard = [read_clips(run) for run in runs]
     return results.notes, [
         sections.summary(results, subjects),
+        decision_sections.decisions(results, baseline),
+        decision_sections.hypotheses(results, baseline),
         sections.trap(subjects, look),
         sections.predictability(subjects, look),
         clustering_sections.clustering(results, subjects),
@@ -120,7 +124,7 @@ def render_html(notes: list[str], pages: list[Section]) -> str:
     return environment.get_template("report.html").render(title=TITLE, notes=notes, sections=pages) + "\n"
 
 
-def render_markdown(notes: list[str], pages: list[Section], figures: dict[int, str]) -> str:
+def render_markdown(notes: list[str], pages: list[Section], figures: dict[int, str], title: str = TITLE) -> str:
     """The Markdown report; `figures` gives the file of each picture by its id()."""
     environment = Environment(
         loader=PackageLoader("arlat_diag"),
@@ -130,7 +134,7 @@ def render_markdown(notes: list[str], pages: list[Section], figures: dict[int, s
         finalize=markdown,
     )
     environment.filters["file"] = partial(picture_file, figures)
-    return environment.get_template("report.md").render(title=TITLE, notes=notes, sections=pages).rstrip() + "\n"
+    return environment.get_template("report.md").render(title=title, notes=notes, sections=pages).rstrip() + "\n"
 
 
 def picture_file(figures: dict[int, str], picture: Picture) -> Markup:
@@ -138,7 +142,7 @@ def picture_file(figures: dict[int, str], picture: Picture) -> Markup:
     return Markup(figures[id(picture)])
 
 
-def write_report(runs: Sequence[Path], out: Path) -> tuple[Path, Path]:
+def write_report(runs: Sequence[Path], out: Path, baseline: str = "") -> tuple[Path, Path]:
     """Writes `out` (HTML), the Markdown beside it and its plots in `<stem>_figures`; returns the two paths.
 
     A run of `arlat demo` brings its calibration runs with it.
@@ -147,7 +151,7 @@ def write_report(runs: Sequence[Path], out: Path) -> tuple[Path, Path]:
         raise UserError("No run was given. Write `arlat diag report RUN… --out report.html`.")
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out is {out}, but the report is HTML: give a name that ends in .html.")
-    notes, pages = make_sections([open_run(path) for run in runs for path in (run, *proofs(run))])
+    notes, pages = make_sections([open_run(path) for run in runs for path in (run, *proofs(run))], baseline)
     folder = out.with_name(f"{out.stem}_figures")
     figures = {}
     for page in pages:
@@ -176,6 +180,6 @@ def url_name(text: str) -> str:
 def main(arguments: list[str], prog: str) -> int:
     """`arlat diag report RUN… --out report.html`."""
     config = parse(Config, arguments, prog, "Writes one report of any number of runs, as HTML and Markdown.")
-    page, beside = write_report(config.runs, config.out)
+    page, beside = write_report(config.runs, config.out, config.baseline)
     print(f"{page}\n{beside}")
     return 0

@@ -17,9 +17,19 @@ from arlat_diag.results import Representation, Results, merge_results, write_res
 N = Count(speakers=33, utterances=70, frames=4123)
 WORKS = {"r2.k16.D.cosine[16]": 0.7, "r2.k16.D.magnitude_ratio[16]": 0.5}
 FAILS = {"r2.k16.D.cosine[16]": 0.1, "r2.k16.D.magnitude_ratio[16]": 0.5}
-P1 = {"p1.h1.information_rate": 40.0, "p1.h1.cosine": 0.8, "r1.horizon.info": 4, "r1.horizon.manifold": 5}
+P1 = {
+    "p1.h1.information_rate": 40.0,
+    "p1.h1.cosine": 0.8,
+    "r1.horizon.info": 4,
+    "r1.horizon.info_curve": 4,
+    "r1.horizon.manifold": 5,
+}
 SOUND = {"l2.pesq_wb": 2.1, "l2.stoi": 0.87, "l2.mel_distance": 1.0}
-GOOD_VAE = P1 | SOUND | {"p1.h1.information_rate": 120.0, "r1.horizon.info": 13, "r1.horizon.manifold": 14}
+GOOD_VAE = (
+    P1
+    | SOUND
+    | {"p1.h1.information_rate": 120.0, "r1.horizon.info": 13, "r1.horizon.info_curve": 13, "r1.horizon.manifold": 14}
+)
 
 
 def value(number: float | None) -> Value:
@@ -54,7 +64,7 @@ def entries(ledger: Ledger) -> dict[str, str]:
 
 
 BASE = one("mimi", P1 | FAILS)
-CODEC = one("encodec", P1 | {"p1.h1.information_rate": 45.0, "r1.horizon.info": 10}, rate=75.0)
+CODEC = one("encodec", P1 | {"p1.h1.information_rate": 45.0, "r1.horizon.info_curve": 10}, rate=75.0)
 BETTER = one("encodec", P1 | {"p1.h1.information_rate": 100.0}, rate=75.0)
 READOUT = one("readout:32|mimi", P1 | FAILS)
 HELPING = one("readout:32|mimi", P1 | WORKS)
@@ -112,7 +122,7 @@ def test_rule_2_wants_a_codec_with_twice_the_rate_or_a_longer_horizon_in_seconds
     assert (
         outcome(decide(several(BASE, CODEC)), 1).verdict.state == "fails"
     )  # 10 steps at 75 Hz are shorter than 4 at 12.5
-    slow = one("lyra", P1 | {"r1.horizon.info": 10}, rate=12.5)
+    slow = one("lyra", P1 | {"r1.horizon.info_curve": 10}, rate=12.5)
     assert outcome(decide(several(BASE, slow)), 1).verdict.state == "holds"
     near = one("encodec", P1 | {"p1.h1.information_rate": 80.5}, rate=75.0)
     assert outcome(decide(several(BASE, near)), 1).verdict.state == "undecided"
@@ -129,7 +139,7 @@ def test_rules_3_and_4_ask_whether_a_readout_helps_where_codecs_are_alike() -> N
     assert states(decide(several(BASE, CODEC)))[:4] == ["fails", "fails", "not run", "not run"]
     assert states(decide(several(BASE, BETTER, HELPING)))[:4] == ["fails", "holds", "fails", "fails"]
     assert states(decide(several(BASE, READOUT)))[:4] == ["fails", "not run", "fails", "not run"]
-    longer = one("readout:32|mimi", P1 | FAILS | {"r1.horizon.info": None})
+    longer = one("readout:32|mimi", P1 | FAILS | {"r1.horizon.info_curve": None})
     assert states(decide(several(BASE, CODEC, longer)))[2] == "holds"
     richer = one("readout:32|mimi", P1 | FAILS | {"p1.h1.information_rate": 500.0})
     assert states(decide(several(BASE, CODEC, richer)))[2] == "fails"  # no readout has more information than its source
@@ -177,7 +187,7 @@ def test_stage_2_asks_what_an_ar_loss_adds_to_a_beta_vae() -> None:
     assert judged({"p1.h1.information_rate": 90.0}) == ["holds", "fails", "fails"]
     assert judged({"p1.h1.information_rate": 50.0}) == ["fails", "fails", "holds"]
     assert judged({"p1.h1.information_rate": 50.0, "l2.pesq_wb": 1.2}) == ["fails", "holds", "holds"]
-    assert judged({"p1.h1.information_rate": 90.0, "r1.horizon.info": 12}) == ["fails", "fails", "fails"]
+    assert judged({"p1.h1.information_rate": 90.0, "r1.horizon.info_curve": 12}) == ["fails", "fails", "fails"]
     alone = several(BASE, one("vae:ar_loss=both", GOOD_VAE))
     assert states(decide(alone))[6:] == ["not run"] * 3
 
@@ -224,10 +234,10 @@ def test_the_ledger_scores_what_is_decided() -> None:
 
 
 def test_each_hypothesis_has_evidence_that_makes_it_true_and_that_makes_it_false() -> None:
-    more = {"s3.horizon.info": 9, "s3.horizon.manifold": 5, "y6.basis.dnll": -0.5}
-    less = {"s3.horizon.info": 4, "s3.horizon.manifold": 5, "y6.basis.dnll": 0.5}
+    more = {"s3.horizon.info_curve": 9, "s3.horizon.manifold": 5, "y6.basis.dnll": -0.5}
+    less = {"s3.horizon.info_curve": 4, "s3.horizon.manifold": 5, "y6.basis.dnll": 0.5}
     better = one("vae:ar_loss=pred", GOOD_VAE)
-    strong = one("vae:ar_loss=none", P1 | {"p1.h1.information_rate": 100.0, "r1.horizon.info": 6})
+    strong = one("vae:ar_loss=none", P1 | {"p1.h1.information_rate": 100.0, "r1.horizon.info_curve": 6})
     hidden, full = (one("rssm|mimi", {"p1.h1.information_rate": rate}) for rate in (30.0, 60.0))
     yes = entries(keep(several(one("mimi", P1 | WORKS | more), BETTER, strong, better, READOUT, hidden)))
     no_vae = one("vae:ar_loss=pred", P1 | {"p1.h1.information_rate": 20.0})
@@ -302,7 +312,7 @@ def test_the_report_shows_rules_evidence_story_and_ledger(tmp_path: Path) -> Non
     rules = {row[0].text: row for row in page.tables[0].rows}
     row = rules[RULES[1].name]
     assert (row[1].text, row[2].text, row[2].tone, row[3].text) == ("mimi", "holds", "good", RULES[1].conclusion)
-    assert "p1.h1.information_rate ÷ mimi: p1.h1.information_rate > 2: 2.50 [2.4" in row[4].text
+    assert "p1.h1.information_rate of encodec ÷ p1.h1.information_rate of mimi > 2 (2.50 [2.4" in row[4].text
     assert (rules[RULES[0].name][2].text, rules[RULES[0].name][3].text) == ("fails", "–")
     assert [row[1].text for row in page.tables[1].rows].count("holds") == 1
     assert any(note.startswith("To be run: arlat vae sweep") for note in page.notes)

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 from arlat_core.types import Count, Value
-from arlat_diag.verdicts import OPPOSITE, Estimate, State, against, clearly_above, estimate, every, ratio, some
+from arlat_diag.verdicts import OPPOSITE, Estimate, State, Verdict, against, clearly_above, estimate, every, ratio, some
 
 N = Count(speakers=33, utterances=70, frames=4123)
 STATES: tuple[State, ...] = ("holds", "fails", "undecided", "not run")
@@ -81,7 +81,28 @@ def test_clearly_above_means_intervals_apart() -> None:
     assert clearly_above(never, long).state == "holds"
     assert clearly_above(long, never).state == "fails"
     assert clearly_above(never, never).state == "undecided"
-    assert clearly_above(long.scaled(1 / 75, "s"), short.scaled(1 / 12.5, "s")).state == "fails"
+
+
+def test_a_horizon_in_seconds_is_known_to_one_step() -> None:
+    def seconds(first: float, last: float, rate: float) -> Estimate:
+        return steps(first, first, last).in_seconds(rate)
+
+    assert (seconds(2, 3, 10).low[0], seconds(2, 3, 10).high[1]) == (0.1, 0.3)
+    assert clearly_above(seconds(9, 11, 75), seconds(3, 5, 12.5)).state == "fails"
+    assert clearly_above(seconds(2, 2, 12.5), seconds(6, 6, 75)).state == "fails"  # 0.08–0.16 s against 0.067–0.08 s
+    assert clearly_above(seconds(3, 3, 12.5), seconds(6, 6, 75)).state == "holds"
+    assert clearly_above(seconds(6, 6, 12.5), seconds(5, 5, 12.5)).state == "fails"
+    assert clearly_above(seconds(7, 7, 12.5), seconds(5, 5, 12.5)).state == "holds"
+    never, long = steps(None, None, None, "> 16").in_seconds(75), seconds(16, 16, 75)
+    assert clearly_above(never, long).state == "undecided"  # 16 steps and more against up to 16
+
+
+def test_what_decides_is_named() -> None:
+    yes, no = (Verdict(text=text, state=state) for text, state in (("a", "holds"), ("b", "fails")))
+    inner = Verdict(text="or", state="holds", parts=(yes, no))
+    outer = Verdict(text="and", state="fails", parts=(yes, Verdict(text="not", state="fails", parts=(inner,))))
+    assert outer.decisive() == [yes]
+    assert outer.leaves() == [yes, yes, no]
 
 
 def test_the_interval_of_a_ratio_in_logarithms() -> None:

@@ -62,7 +62,7 @@ class Figure:
             return Estimate(name=self.key, missing=f"no representation is the {self.word}", command=WANTED[self.word])
         made_by = COMMANDS.get(self.key.split(".")[0], "")
         why = f"{made_by}, for {name}" if made_by else f"a run that measures {self.key}, for {name}"
-        return estimate(f"{name}: {self.key}", scene.results.results[name].get(self.key), why)
+        return estimate(f"{self.key} of {name}", scene.results.results[name].get(self.key), why)
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,16 @@ class FrameRate:
                 name="frame rate", missing=f"no representation is the {self.word}", command=WANTED[self.word]
             )
         rate = scene.results.representations[name].spec.frame_rate
-        return Estimate(f"{name}: frame rate", rate, (rate, rate), (rate, rate), f"{rate:g} Hz")
+        return Estimate(f"frame rate of {name}", rate, (rate, rate), (rate, rate), f"{rate:g} Hz")
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """A horizon in seconds: steps at 75 Hz and at 12.5 Hz are not the same."""
+    """A horizon in seconds: steps at 75 Hz and at 12.5 Hz are not the same.
+
+    What is lost at step s of f per second was lost after (s − 1)/f and by s/f: the interval has both ends, so that a slow
+    frame rate alone makes no horizon longer.
+    """
 
     word: str
     key: str
@@ -93,7 +97,7 @@ class Seconds:
         """The figure divided by the representation's frame rate."""
         found = Figure(self.word, self.key).estimate(scene)
         rate = FrameRate(self.word).estimate(scene).value
-        return found if rate is None else found.scaled(1 / rate, "s")
+        return found if rate is None or found.missing else found.in_seconds(rate)
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,8 @@ def distinct(leaves: Iterable[Verdict]) -> list[Verdict]:
 
 
 def reasons(verdict: Verdict, at_most: int = 3) -> str:
-    """The comparisons that say most of a verdict: those of its own state where there are any, else the first."""
-    leaves = distinct(verdict.leaves())
-    first = [leaf for leaf in leaves if leaf.state == verdict.state] or leaves
+    """The comparisons that make a verdict what it is, and how many more stand behind it."""
+    leaves, first = distinct(verdict.leaves()), distinct(verdict.decisive())
     told = "; ".join(sentence(leaf) for leaf in first[:at_most])
     more = len(leaves) - min(len(first), at_most)
     return f"{told}; and {more} more" if more else told
@@ -102,7 +101,7 @@ def reasons(verdict: Verdict, at_most: int = 3) -> str:
 
 def sentence(leaf: Verdict) -> str:
     """A comparison with its evidence."""
-    return f"{leaf.text}: {leaf.evidence or leaf.state}"
+    return f"{leaf.text} ({leaf.evidence or leaf.state})"
 
 
 def evidence(outcome: Outcome) -> Table:

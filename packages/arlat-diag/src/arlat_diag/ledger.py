@@ -9,7 +9,7 @@ from arlat_core.config import Config
 
 from arlat_diag.casting import cast
 from arlat_diag.conditions import All, Any, Clearer, Compare, Condition, Figure, ForEach, ForSome, FrameRate, Ratio
-from arlat_diag.decision import INFO, MANIFOLD, RATE, STORIES, WORKS, longer, more_rate
+from arlat_diag.decision import CURVE, MANIFOLD, RATE, STORIES, WORKS, longer, more_rate
 from arlat_diag.results import Results
 from arlat_diag.verdicts import State, Verdict
 
@@ -49,7 +49,7 @@ class Ledger(Config):
 
 def better_than(first: str, second: str, factor: float) -> Any:
     """More than `factor` times the information rate, or a clearly longer horizon."""
-    return Any("information rate or horizon", (more_rate(first, second, factor), longer(first, second, INFO)))
+    return Any("information rate or horizon", (more_rate(first, second, factor), longer(first, second, CURVE)))
 
 
 TWICE = more_rate("it", "baseline", 2)
@@ -80,7 +80,7 @@ HYPOTHESES: Final = (
             "a clearly longer horizon with correction",
             tuple(
                 Clearer(Figure("baseline", key.replace("r1.", "s3.")), Figure("baseline", key))
-                for key in (INFO, MANIFOLD)
+                for key in (CURVE, MANIFOLD)
             ),
         ),
     ),

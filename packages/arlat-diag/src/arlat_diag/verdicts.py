@@ -45,6 +45,13 @@ class Verdict(Config):
         own = [self.command] if self.command else []
         return list(dict.fromkeys(own + [command for part in self.parts for command in part.commands()]))
 
+    def decisive(self) -> list[Verdict]:
+        """The comparisons that make this verdict what it is; behind a "not", those of the opposite state."""
+        if not self.parts:
+            return [self]
+        alike = [part for part in self.parts if part.state == self.state] or self.parts
+        return [leaf for part in alike for leaf in part.decisive()]
+
     def leaves(self) -> list[Verdict]:
         """The comparisons behind this verdict, in order."""
         return [leaf for part in self.parts for leaf in part.leaves()] if self.parts else [self]
@@ -81,12 +88,13 @@ class Estimate:
     missing: str = ""
     command: str = ""
 
-    def scaled(self, factor: float, unit: str) -> Estimate:
-        """The estimate times a positive number."""
-        low, high = ((span[0] * factor, span[1] * factor) for span in (self.low, self.high))
-        value = None if self.value is None else self.value * factor
-        shown = "" if self.missing else f"{self.shown} = {interval_text(value, low, high)} {unit}"
-        return replace(self, value=value, low=low, high=high, shown=shown)
+    def in_seconds(self, rate_hz: float) -> Estimate:
+        """A first lost step as the time by which it was lost; the interval begins one step earlier, when it was not yet."""
+        low = ((self.low[0] - 1) / rate_hz, (self.low[1] - 1) / rate_hz)
+        high = (self.high[0] / rate_hz, self.high[1] / rate_hz)
+        value = None if self.value is None else self.value / rate_hz
+        text = f"{self.shown}: {interval_text(value, low, high)} s at {rate_hz:g} Hz"
+        return replace(self, value=value, low=low, high=high, shown=text)
 
 
 def interval_text(value: float | None, low: Span, high: Span) -> str:

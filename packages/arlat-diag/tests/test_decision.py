@@ -263,6 +263,10 @@ def test_the_baseline_is_mimi_or_the_first_codec_that_wraps_nothing() -> None:
     scene, _ = cast(several(BASE, lyra, wrapped, pca, READOUT))
     assert scene.groups["codecs"] == ("lyra", "pca:24")
     assert scene.groups["readouts"] == ("readout:32|mimi",)
+    again = one("mimi", P1 | {"p1.h1.information_rate": 500.0}, name="mimi, other seed")
+    stacked = one("stack:2|mimi", P1)
+    assert cast(several(BASE, again, lyra))[0].groups["codecs"] == ("lyra",)
+    assert cast(several(stacked, BASE, lyra), "stack:2|mimi")[0].groups["codecs"] == ("lyra",)
 
 
 def test_synthetic_stores_are_never_judged() -> None:

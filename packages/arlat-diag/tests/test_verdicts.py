@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from itertools import product
 
+import numpy as np
 import pytest
 from arlat_core.types import Count, Value
 from arlat_diag.verdicts import OPPOSITE, Estimate, State, Verdict, against, clearly_above, estimate, every, ratio, some
@@ -115,6 +116,12 @@ def test_the_interval_of_a_ratio_in_logarithms() -> None:
     assert both.high[1] == pytest.approx(2 * math.exp(0.5))
     swapped = ratio(made(10, 10 / math.exp(0.4), 10 * math.exp(0.4)), made(20, 20 / math.exp(0.3), 20 * math.exp(0.3)))
     assert swapped.low[0] == pytest.approx(1 / both.high[1])
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(3).normal([20.0, 10.0], [2.0, 0.8], (2000, 2))
+    spans = [ratio(made(a, a - 3.92, a + 3.92), made(b, b - 1.568, b + 1.568)) for a, b in draws]
+    assert 0.93 < np.mean([span.low[0] <= 2 <= span.high[1] for span in spans]) < 0.97
 
 
 def test_a_ratio_is_careful_where_a_figure_reaches_nothing() -> None:

@@ -70,7 +70,7 @@ def is_codec(codec: str) -> bool:
 
 
 GROUPS: Final[Mapping[str, Callable[[Representation, str], bool]]] = {
-    "codecs": lambda about, _: is_codec(about.spec.codec),
+    "codecs": lambda about, base: is_codec(about.spec.codec) and about.spec.codec != base.rpartition("|")[2],
     "readouts": lambda about, base: kind(about.spec.codec) == "readout" and source(about.spec.codec) == base,
     "nonlinear dynamics latents": lambda about, base: (
         kind(about.spec.codec) == "rssm" and source(about.spec.codec) == base
@@ -78,7 +78,8 @@ GROUPS: Final[Mapping[str, Callable[[Representation, str], bool]]] = {
     "AR-loss VAEs": lambda about, _: kind(about.spec.codec) == "vae" and ar_loss(about) not in ("", "none"),
     "β-VAEs": lambda about, _: kind(about.spec.codec) == "vae" and ar_loss(about) == "none",
 }
-"""Whether a representation belongs to a group, given the baseline's codec text; the baseline belongs to none."""
+"""Whether a representation belongs to a group, given the baseline's codec text; the baseline belongs to none, and
+a codec that it wraps is not another one."""
 
 
 def cast(results: Results, baseline: str = "") -> tuple[Scene, list[str]]:

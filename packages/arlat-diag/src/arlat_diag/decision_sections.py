@@ -63,8 +63,8 @@ def rules(found: Decision) -> Table:
                 name(outcome.name, f"stage {outcome.stage}"),
                 Cell(outcome.subject or "–"),
                 state(outcome.verdict.state),
-                Cell(outcome.drawn or "–", tone="" if outcome.drawn else "muted"),
-                Cell(reasons(outcome.verdict)),
+                Cell(outcome.drawn or "–", tone="text"),
+                Cell(reasons(outcome.verdict), tone="text"),
             ]
         )
         rows += [
@@ -72,8 +72,8 @@ def rules(found: Decision) -> Table:
                 name(f"beside it: {part.text}"),
                 Cell(outcome.subject or "–"),
                 state(part.state),
-                Cell("–", tone="muted"),
-                Cell(reasons(part)),
+                Cell("–", tone="text"),
+                Cell(reasons(part), tone="text"),
             ]
             for part in outcome.beside
         ]
@@ -82,7 +82,10 @@ def rules(found: Decision) -> Table:
 
 def story_table(found: Decision) -> Table:
     """The four stories."""
-    rows = [[name(story.name), state(story.verdict.state), Cell(reasons(story.verdict))] for story in found.stories]
+    rows = [
+        [name(story.name), state(story.verdict.state), Cell(reasons(story.verdict), tone="text")]
+        for story in found.stories
+    ]
     return Table("Four stories", ["story", "state", "on what evidence"], rows)
 
 
@@ -108,7 +111,8 @@ def evidence(outcome: Outcome) -> Table:
     """Every comparison behind one outcome."""
     leaves = distinct(leaf for verdict in (outcome.verdict, *outcome.beside) for leaf in verdict.leaves())
     rows = [
-        [name(leaf.text), state(leaf.state), Cell(leaf.evidence), Cell(leaf.command, tone="muted")] for leaf in leaves
+        [name(leaf.text), state(leaf.state), Cell(leaf.evidence, tone="text"), Cell(leaf.command, tone="text")]
+        for leaf in leaves
     ]
     caption = f"{outcome.name}{f' ({outcome.subject})' if outcome.subject else ''}"
     return Table(caption, ["comparison", "state", "evidence", "what would make it"], rows, folder=EVIDENCE)
@@ -130,7 +134,7 @@ def hypotheses(results: Results, baseline: str = "") -> Section:
             Cell("none given" if entry.prior is None else number(entry.prior, 2)),
             state(entry.state),
             Cell("–" if entry.brier is None else number(entry.brier, 4)),
-            Cell(reasons(entry.verdict)),
+            Cell(reasons(entry.verdict), tone="text"),
         ]
         for entry in ledger.entries
     ]

@@ -15,6 +15,7 @@ from arlat_core.types import LatentSpec
 from arlat_data.windows import Windows
 from arlat_dynamics import checkpoint
 from arlat_dynamics.headed import HeadedModel
+from arlat_dynamics.models.linear import fit_linear
 from torch import Tensor
 
 DIM = 6
@@ -31,7 +32,8 @@ def begin(ar1: Callable[..., Tensor], cut_windows: Callable[..., Windows]) -> Ca
     def make(plugin: str, head: str, seed: int = 0) -> HeadedModel:
         module = registry.load("dynamics", plugin)
         settings = SHAPES[plugin] | {"head": {"name": head}}
-        model = module.start(settings, windows, torch.arange(len(windows)), torch.Generator().manual_seed(seed))
+        rows = torch.arange(len(windows))
+        model = module.start(settings, windows, rows[:160], rows[160:], torch.Generator().manual_seed(seed))
         assert isinstance(model, HeadedModel)
         return model
 
@@ -56,6 +58,23 @@ def test_an_untrained_model_is_at_the_scale_of_the_data(
     true = z.diff(dim=1).norm(dim=-1).median()
     assert 0.7 < float(drawn / true) < 1.4
     assert model.saturated_fraction(z) == 0
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_an_untrained_mlp_points_where_the_var_points(
+    begin: Callable[..., HeadedModel], ar1: Callable[..., Tensor], cut_windows: Callable[..., Windows], head: str
+) -> None:
+    model = begin("mlp", head)
+    windows = cut_windows(50.0 * ar1(0.9, 4, 60, DIM, 0) + 100.0)
+    rows = torch.arange(len(windows))
+    var = fit_linear(windows, rows[:160], rows[160:])
+    context = windows.context[:, -4:]
+    features = model.features(context)[:, -1]
+    cosine = torch.cosine_similarity(features, var.predict(windows.context), dim=-1)
+    assert float(cosine.median()) > 0.98
+    with torch.no_grad():
+        toward = torch.cosine_similarity(model.distribution(context).mean(), var.predict(windows.context), dim=-1)
+    assert float(toward.median()) > 0.8
 
 
 @pytest.mark.parametrize("plugin", sorted(SHAPES))

@@ -27,6 +27,8 @@ LOG_SCALE_RANGE = 6.0  # |log scale| in units of the typical one stays below thi
 SATURATED = 0.75  # part of the range beyond which a scale counts as saturated
 FLAT = 0.01  # κ counts as saturated where its slope is below this part of the steepest
 KAPPA_START = 0.5  # κ/D of an untrained head
+KAPPA_RAW = math.log(math.expm1(KAPPA_START))  # softplus of which it is
+KAPPA_LEAST = 0.1  # κ that a head starts with at least
 COMPONENTS = 8
 START = 0.1  # an untrained head's weights, as a part of nn.Linear's: it hardly depends on its features
 SCALAR_GAIN = 4.0  # κ, mu and log_sigma move so many times faster than a coordinate: their ranges are wide, a learning rate is not
@@ -81,6 +83,27 @@ class Head(nn.Module, ABC):
     def forward(self, hidden: Tensor) -> StepDistribution:
         """The laws [...] after features [... h]."""
 
+    @property
+    @abstractmethod
+    def bearing(self) -> slice:
+        """The rows of the layer that say where a step goes, [m d] of them."""
+
+    @torch.no_grad()
+    def follow(self, cosine: float) -> None:
+        """Makes the first `dim` features the expected direction of the step, whose mean cosine with the true one is known.
+
+        Raises:
+            ValueError: With fewer features than dimensions.
+        """
+        if self.hidden < self.dim:
+            raise ValueError(f"{self.hidden} features cannot hold a direction of {self.dim} dimensions.")
+        rows = self.linear.weight[self.bearing]
+        rows[:, : self.dim] += self.along(cosine) * torch.eye(self.dim).to(rows).repeat(len(rows) // self.dim, 1)
+
+    def along(self, cosine: float) -> float:
+        """Weight of a feature of unit size in its own coordinate of the step, in the head's units."""
+        return max(0.0, cosine)
+
     @abstractmethod
     def saturation(self, hidden: Tensor) -> list[Tensor]:
         """For each bounded parameter, whether it lies near the end of its range."""
@@ -102,6 +125,11 @@ class GaussianHead(Head):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__(dim, hidden, 2 * dim)
+
+    @property
+    def bearing(self) -> slice:
+        """The means."""
+        return slice(0, self.dim)
 
     def forward(self, hidden: Tensor) -> DiagonalGaussian:
         """The Gaussian laws [...]."""
@@ -126,6 +154,11 @@ class GaussianMixtureHead(Head):
         with torch.no_grad():  # no two components start alike
             spread = torch.linspace(-0.5, 0.5, components) if components > 1 else torch.zeros(1)
             self.linear.bias[-components * dim :] = spread.repeat_interleave(dim)
+
+    @property
+    def bearing(self) -> slice:
+        """The means."""
+        return slice(self.components, self.components * (self.dim + 1))
 
     def raw(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [... m], means and unbounded log-scales [... m d], in units of the typical coordinate."""
@@ -154,12 +187,24 @@ class PolarHead(Head):
             # A direction has no scale at the start, only a bearing: random, as components must not start alike.
             nn.init.normal_(self.linear.bias[: components * dim], std=dim**-0.5)
 
+    @property
+    def bearing(self) -> slice:
+        """The directions."""
+        return slice(0, self.components * self.dim)
+
+    def along(self, cosine: float) -> float:
+        """1, as a direction has no length; κ starts where A(κ) is about the cosine. Source: Banerjee et al., 2005, JMLR 6."""
+        kappa = max(KAPPA_LEAST, cosine * (self.dim - cosine**2) / (1 - min(cosine, 0.999) ** 2)) / self.dim
+        m, d = self.components, self.dim
+        self.linear.bias[m * d : m * (d + 1)] = (math.log(math.expm1(kappa)) - KAPPA_RAW) / SCALAR_GAIN
+        return 1.0
+
     def raw(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Direction [... m d], unbounded κ, mu and log_sigma [... m], and what else there is."""
         m, d = self.components, self.dim
         outputs = self.linear(hidden)
         direction, kappa, mu, log_sigma, rest = outputs.split([m * d, m, m, m, outputs.shape[-1] - m * (d + 3)], -1)
-        kappa = SCALAR_GAIN * kappa + math.log(math.expm1(KAPPA_START))
+        kappa = SCALAR_GAIN * kappa + KAPPA_RAW
         return direction.unflatten(-1, (m, d)), kappa, SCALAR_GAIN * mu, SCALAR_GAIN * log_sigma, rest
 
     def parts(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -54,7 +54,7 @@ def train_rollout(
         generator = torch.Generator().manual_seed(config.seed)
         module = registry.load("dynamics", config.model.name)
         near = windows(store.load("train"), config.context, 1)
-        model: HeadedModel = module.start(settings, near, split_speakers(near, config.seed)[0], generator)
+        model: HeadedModel = module.start(settings, near, *split_speakers(near, config.seed), generator)
         run = Run(model.to(here.device), sequences, config, out, here, progress)
         run.resume()
         with stopping() as stopped:

@@ -14,9 +14,13 @@ from arlat_core.seed import seeded
 from pydantic import Field
 from torch import Tensor, nn
 
-from arlat_dynamics.base import WindowModel, WindowSource
+from arlat_dynamics.base import Rows, WindowModel, WindowSource, spread_out
 from arlat_dynamics.block import Activation, Block
 from arlat_dynamics.headed import HeadConfig, HeadedModel, measure
+from arlat_dynamics.models.linear import LinearModel, fit_linear
+
+START = 0.1  # untrained blocks, as a part of nn.Linear's: the stream is at first what enters it
+JUDGED = 4096  # validation windows that say how right the VAR's direction is
 
 
 class Config(BaseConfig):
@@ -68,6 +72,28 @@ class ResidualMLP(HeadedModel, WindowModel):
         """Normalised features [b t width] after every frame of x [b t d]."""
         return self.window_features(self.windows_of(x))
 
+    @torch.no_grad()
+    def follow(self, var: LinearModel, judge: Rows) -> None:
+        """Makes x₀ the VAR's prediction, in units of its size, and the head follow it as far as it is right on `judge`."""
+        d = self.dim
+        lags = torch.zeros(self.context, d, d)  # [lag, input, output], newest first
+        known = var.weight.view(-1, d, d)[: self.context]
+        lags[: len(known)] = known
+        newest = self.scale[:, None] * lags.sum(0)
+        older = (
+            lags.flip(0).cumsum(0).flip(0)[1:].flip(0)
+        )  # of each step, oldest first: z_{t−i} is z_t less the steps since
+        weight = torch.cat([newest[None], -self.step_scale[:, None] * older]).flatten(0, 1)  # [w*d d]
+        bias = var.bias + (self.center - var.center) @ lags.sum(0)
+        predicted, true = var.predict(judge.context), judge.target
+        size = predicted.square().mean().sqrt().clamp_min(1e-30)
+        self.enter.weight[:d] = weight.mT / size
+        self.enter.bias[:d] = bias / size
+        for block in self.blocks:
+            block.down.weight.mul_(START)  # type: ignore[union-attr,operator]
+            block.down.bias.zero_()  # type: ignore[union-attr,operator]
+        self.head.follow(float(nn.functional.cosine_similarity(predicted, true, dim=-1).mean()))
+
     def distribution(self, context: Tensor) -> StepDistribution:
         """The laws [...] of Δ after context [... w d], oldest frame first."""
         return self.law(self.window_features(context))
@@ -78,9 +104,22 @@ def build(settings: dict[str, object]) -> ResidualMLP:
     return ResidualMLP(Config.model_validate(settings))
 
 
-def start(settings: dict[str, object], windows: WindowSource, rows: Tensor, generator: torch.Generator) -> ResidualMLP:
-    """An untrained model at the scales of the windows at `rows`, its weights a function of the generator."""
+def start(
+    settings: dict[str, object],
+    windows: WindowSource,
+    rows: Tensor,
+    validation_rows: Tensor,
+    generator: torch.Generator,
+) -> ResidualMLP:
+    """A model at the scales of the windows at `rows` that points where their linear VAR points, before any training.
+
+    Its weights are a function of the generator. The VAR's order and ridge are chosen on `validation_rows`, other speakers.
+    Where the stream is narrower than D it starts without the VAR.
+    """
     with seeded(generator):
         model = build(settings)
     model.calibrate(measure(windows, rows))
+    if model.enter.out_features >= model.dim:
+        var = fit_linear(windows, rows, validation_rows)
+        model.follow(var, windows.gather(spread_out(validation_rows, JUDGED)))
     return model

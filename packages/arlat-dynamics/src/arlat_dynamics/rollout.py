@@ -54,6 +54,7 @@ def rollout(
     generator: torch.Generator | None = None,
     correct: Corrector | None = None,
     longest: float | None = None,
+    scored: bool = True,
 ) -> Rollout:
     """Rolls `model` out for k steps after prefix [b w d], beside the true frames truth [b k d] that follow it.
 
@@ -61,7 +62,8 @@ def rollout(
     longer; `correct` then moves it. Where `inject[s]` (or `inject[i, s]` of a tensor [b k], for sequence i alone),
     the state after step s (0-based), which is the newest frame of the next window, is replaced by the truth; the older
     frames of the window stay as the model saw them. The true displacement of a step leads from true frame to true frame.
-    Gradients flow through all steps; under `torch.no_grad()` nothing is kept.
+    Gradients flow through all steps; under `torch.no_grad()` nothing is kept. Without `scored` every `log_prob` is NaN:
+    densities are not asked for where only the states, or their derivatives, matter.
 
     Raises:
         ValueError: When shapes or the number of steps do not fit, or `sample` has no generator.
@@ -89,7 +91,7 @@ def rollout(
         state, law = model.step(state, x)
         dx = law.sample(generator) if sample and generator is not None else law.point()
         entering.append(x)
-        log_prob.append(law.log_prob(true_step[:, s]))
+        log_prob.append(law.log_prob(true_step[:, s]) if scored else true_step.new_full((b,), torch.nan))
         dx, shortened = shorten(dx, longest)
         clipped.append(shortened)
         after = x + dx

@@ -1,0 +1,90 @@
+"""R4: why do rollouts fall apart? The error of P1's horizon-1 predictor taken apart, step by step (SPEC §5).
+
+From random starts in held-out utterances, s = 1 … K frames ahead; the derivation stands at `arlat_diag.error_split` and
+in docs/metrics.md.
+
+| key | definition |
+| --- | --- |
+| r4.error.total[s], .root[s] | mean squared error of the mean rollout's state after s steps, and its root; floor: the training mean's; ceiling: the ideal forecast's |
+| r4.error.{intrinsic,one_step,amplification,collapse}[s] | its parts, which add up to it |
+| r4.share.PART, r4.excess.PART | their shares of the error, and of the error above the intrinsic, over all steps |
+| r4.movement[s], r4.travel[s] | slope of the rollout's movement on the ideal one; ratio of the lengths of their paths |
+| r4.lyapunov, r4.singular[i] | log σ_1 / K and the i-th singular value of the K-step map |
+| r4.lyapunov_error, .[s] | log growth of the rollout's own error under one step of the tangent map |
+| r4.S.energy_score[s], r4.spread_skill[s] | of the ensemble of draws |
+| r4.knn[s], r4.knn_ratio[s], r4.frechet[s], r4.frechet_ratio[s], r4.frechet_halves | distance of samples to true frames |
+| r4.spectrum[i], r4.spectral_distance, r4.spectral_halves | power of samples against that of the truth, in dB |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from arlat_core.types import Count, Result, Value
+
+from arlat_diag import anatomy
+from arlat_diag.anatomy import Reference, anatomise, fit_reference
+from arlat_diag.diagnostics import p1
+from arlat_diag.frechet import thin
+from arlat_diag.injection import Starts, choose_starts
+from arlat_diag.verdict import decide
+
+if TYPE_CHECKING:
+    from arlat_data.store import LatentStore
+
+
+class Config(anatomy.Config):
+    """Settings of R4."""
+
+    predictor: p1.Config = p1.Config()
+    """The predictor that is rolled out; the battery puts P1's own settings here."""
+
+
+def run(
+    store: LatentStore,
+    config: Config,
+    run_dir: Path,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Runs R4 on a store with the predictor under `run_dir`/models/h1, which is trained first where it is not there."""
+    progress("R4 predictor")
+    train, held_out = store.load("train"), store.load("eval")
+    data = p1.prepare(store, train, held_out, "horizon", 1, config.predictor)
+    model = p1.one_step_predictor(data, store, config.predictor, run_dir, device).model
+    generator = torch.Generator().manual_seed(config.seed)
+    starts = choose_starts(held_out, model.context, config.steps, config.starts_per_utterance, generator)
+    settings = config.model_dump(mode="json") | {"context": model.context}
+    need = f"{model.context} + {config.steps} frames"
+    if not len(starts):
+        none = Value(
+            value=None, n=Count(speakers=0, utterances=0, frames=0), status=f"not run: no utterance has {need}"
+        )
+        return Result(values={"r4.error.total[1]": none}, settings=settings)
+    some = starts.take(thin(torch.arange(len(starts)), min(len(starts), config.at_most_starts)))
+    progress("R4 references")
+    moments = (torch.as_tensor(store.mean), torch.as_tensor(store.covariance))
+    reference = fit_reference(train, held_out, *moments, some, config, device)
+    progress("R4 anatomy")
+    values = anatomise("r4", model, reference, config, device)
+    settings |= {"spectrum_hz": [i * store.spec.frame_rate / config.steps for i in range(1, config.steps // 2 + 1)]}
+    return Result(values=values, notes=remarks(values, some, reference, need), settings=settings)
+
+
+def remarks(values: dict[str, Value], starts: Starts, reference: Reference, need: str) -> list[str]:
+    """The verdict, and what a reader must know of how the figures were made."""
+    found = decide(values, "r4")
+    verdict = [] if found is None else [f"R4: the rollout {spoken(found.word)}. {found.why}"]
+    return [
+        *verdict,
+        f"R4: {len(starts)} starts; {starts.too_short} held-out utterances are shorter than {need}. Fréchet distances are "
+        f"on {reference.axes.shape[1]} principal axes with {100 * reference.share:.0f} % of the variance.",
+    ]
+
+
+def spoken(word: str) -> str:
+    """A verdict as the end of "the rollout …"."""
+    return {"merely uncertain": "is merely uncertain", "undecided": "is undecided"}.get(word, word)

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from arlat_diag.direct_forecast import fit_direct
-from arlat_diag.ensemble import energy_score, power, spread_and_skill
+from arlat_diag.ensemble import energy_score, power, scatter, spread_and_skill
 from arlat_diag.error_split import PARTS, ErrorSplit, split_error
 from arlat_diag.frechet import principal_axes
 from arlat_diag.geometry import frames_of, scale_of
@@ -166,7 +166,7 @@ def stretching(prefix: str, model: Dynamics, reference: Reference, config: Confi
     rows = torch.linspace(0, len(reference.starts) - 1, min(config.map_starts, len(reference.starts))).long()
     some = reference.starts.take(rows)
     sigma = step_map_values(model, some, config.steps, config.singular, config.sweeps, generator, device)
-    exponent = sigma[:, 0].clamp_min(1e-300).log() / config.steps
+    exponent = sigma[:, 0].log() / config.steps
     local = Reference(**{**vars(reference), "starts": some})
     out = local.value(f"{prefix}.lyapunov", exponent, unit="nats/step")
     out |= local.curve(f"{prefix}.singular", sigma, statistic="median")
@@ -191,7 +191,7 @@ def sample_figures(prefix: str, model: Dynamics, reference: Reference, config: C
         miss.append(both[1])
         line.append(power((after - reference.mean) / reference.std.clamp_min(1e-12)).mean(1))
         kept.append(after[:, :2])
-    random = energy_score(reference.climate.expand(1, 1, -1, -1), starts.truth.double())
+    random = torch.cdist(starts.truth.double(), reference.climate).mean(-1) - scatter(reference.climate)
     floor = [value.value for value in reference.curve("climate", random).values()]
     out = reference.curve(f"{prefix}.S.energy_score", torch.cat(energy), floor=floor)
     ratio = reference.curve(f"{prefix}.spread_skill", torch.cat(spread), torch.cat(miss), ceiling=1.0)

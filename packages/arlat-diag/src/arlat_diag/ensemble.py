@@ -11,11 +11,15 @@ def energy_score(ensemble: Tensor, truth: Tensor) -> Tensor:
 
     Proper, and fair: its expectation does not depend on m (Gneiting and Raftery 2007; Ferro 2014).
     """
+    near: Tensor = (ensemble - truth[..., None, :]).norm(dim=-1).mean(-1)
+    return near - scatter(ensemble)
+
+
+def scatter(ensemble: Tensor) -> Tensor:
+    """½ mean_{i≠j} ‖x_i − x_j‖, [...] for ensemble [... m d]."""
     draws = ensemble.shape[-2]
-    apart = torch.cdist(ensemble, ensemble, compute_mode="donot_use_mm_for_euclid_dist").sum((-1, -2))
-    near = (ensemble - truth[..., None, :]).norm(dim=-1).mean(-1)
-    score: Tensor = near - apart / (2 * draws * (draws - 1))
-    return score
+    apart: Tensor = torch.cdist(ensemble, ensemble, compute_mode="donot_use_mm_for_euclid_dist").sum((-1, -2))
+    return apart / (2 * draws * (draws - 1))
 
 
 def spread_and_skill(ensemble: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def by_halves(
     parts = jackknife(statistic, torch.from_numpy(group.index))
     keys = [f"{prefix}.{name}[{s}]" for name in ("frechet", "truth", "frechet_ratio") for s in range(1, steps + 1)]
     keys += [f"{prefix}.{name}" for name in ("frechet_halves", "spectral_distance", "spectral_halves")]
-    value, low, high = (part.tolist() for part in parts)
+    value, low, high = (part.clamp_min(0).tolist() for part in parts)  # none of them can be below 0
     out = {}
     for i, key in enumerate(keys):
         numbers = {name: x[i] if x[i] == x[i] else None for name, x in (("value", value), ("low", low), ("high", high))}

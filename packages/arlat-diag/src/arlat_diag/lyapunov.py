@@ -64,7 +64,7 @@ def error_growth(model: Dynamics, starts: Starts, device: str) -> Tensor:
     """log(‖e'‖/‖e_s‖), [n k−1]: what one step of the tangent map makes of the mean rollout's own error after s steps.
 
     The error is that of every frame since the start, so that a model that reads differences of frames is asked fairly;
-    e_s and e' are its newest frame before and after the step.
+    e_s and e' are its newest frame before and after the step; −∞ where the map forgets it.
     """
     sharp = sharpen(model)
     prefix, truth = starts.prefix.double().to(device), starts.truth.double().to(device)
@@ -78,6 +78,5 @@ def error_growth(model: Dynamics, starts: Starts, device: str) -> Tensor:
     tangent = torch.cat([torch.zeros_like(prefix), error], 1)
     grown: Tensor = torch.func.jvp(following, (torch.cat([prefix, rolled], 1),), (tangent,))[1]
     after = grown[:, prefix.shape[1] :].norm(dim=-1)
-    floor = torch.finfo(after.dtype).tiny
-    growth: Tensor = (after.clamp_min(floor) / error.norm(dim=-1).clamp_min(floor)).log().cpu()
+    growth: Tensor = (after / error.norm(dim=-1)).log().cpu()
     return growth

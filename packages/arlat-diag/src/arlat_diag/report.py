@@ -16,7 +16,11 @@ from arlat_core.files import atomic_write
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+<<<<<<< HEAD
 from arlat_diag import appendix, clustering_sections, decision_sections, rollout_sections, sections
+=======
+from arlat_diag import anatomy_sections, appendix, clustering_sections, rollout_sections, sections
+>>>>>>> 69959f2 (R4's tests on known processes, its plots and its page in the report)
 from arlat_diag.figures import colours
 from arlat_diag.results import Results, merge_results, read_results
 from arlat_diag.sections import Clip, Picture, Section
@@ -89,6 +93,7 @@ def make_sections(runs: Sequence[Run], baseline: str = "") -> tuple[list[str], l
         sections.geometry(results, subjects, look),
         rollout_sections.rollouts(subjects),
         rollout_sections.trained(subjects),
+        anatomy_sections.anatomies(subjects),
         rollout_sections.listening([c for clips, _ in heard for c in clips], [n for _, notes in heard for n in notes]),
         appendix.calibration(results, synthetic),
         appendix.material(results),

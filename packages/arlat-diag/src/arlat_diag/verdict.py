@@ -106,7 +106,7 @@ def sized(values: Mapping[str, Value], prefix: str, steps: int, thresholds: Thre
             "undecided", f"{share}: the interval straddles {100 * (1 - thresholds.excess):g} %.", tuple(keys)
         )
     if excess:
-        return Verdict("merely uncertain", f"{share}.", tuple(keys))
+        return placed("merely uncertain", values, prefix, steps, thresholds, share, keys)
     straddled = False
     for part, word, why in (
         ("collapse", "collapses", "of the rest is movement that is missing"),
@@ -121,14 +121,27 @@ def sized(values: Mapping[str, Value], prefix: str, steps: int, thresholds: Thre
         straddled |= found is None
     if straddled:
         return Verdict("undecided", f"{share}: an interval straddles {100 * thresholds.main:g} %.", tuple(keys))
+    share += "; the rest is errors of single steps that last"
+    return placed("drifts on-manifold", values, prefix, steps, thresholds, share, keys)
+
+
+def placed(
+    word: str,
+    values: Mapping[str, Value],
+    prefix: str,
+    steps: int,
+    thresholds: Thresholds,
+    text: str,
+    keys: list[str],
+) -> Verdict:
+    """`word`, if sample rollouts are still where the data are at step K."""
     key = f"{prefix}.knn_ratio[{steps}]"
     near = values[key]
-    found = above(near, thresholds.near)
-    share += (
-        f"; the rest is errors of single steps that last. Samples at step {steps} lie {told(near)} times as far from "
-        f"training frames as true ones (bar {thresholds.near:g})"
+    text += (
+        f". Samples at step {steps} lie {told(near)} times as far from training frames as true ones "
+        f"(bar {thresholds.near:g})."
     )
     if near.value is None and "are not finite" in near.status:
-        return Verdict("explodes", f"{share}.", (*keys, key))
-    word = "undecided" if found is None else "drifts off-manifold" if found else "drifts on-manifold"
-    return Verdict(word, f"{share}.", (*keys, key))
+        return Verdict("explodes", text, (*keys, key))
+    off = above(near, thresholds.near)
+    return Verdict("undecided" if off is None else "drifts off-manifold" if off else word, text, (*keys, key))

@@ -55,6 +55,8 @@ class LinearProcess(Process[C]):
             values |= variance_ratios(f"p0.lag{k}", lags[k - 1])
         for k in range(1, process.STEPS + 1):
             values[f"p4.rho[{k}]"] = exact(float(((powers[k] @ self.s).diagonal() / self.s.diagonal()).mean()))
+            unknown = exact(float((self.s - powers[k] @ self.s @ powers[k].T).trace()))
+            values |= {f"r4.error.{part}[{k}]": unknown for part in ("total", "intrinsic")}
         values["p4.effective_dim"] = exact(float(self.s.trace() ** 2 / (self.s**2).sum()))
         spread = [self.s - powers[j] @ self.s @ powers[j].T for j in range(process.STEPS)]
         return values | rollouts(lags, spread, self.s, generator)

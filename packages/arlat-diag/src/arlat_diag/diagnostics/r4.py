@@ -70,6 +70,8 @@ def run(
     reference = fit_reference(train, held_out, *moments, some, config, device)
     progress("R4 anatomy")
     values = anatomise("r4", model, reference, config, device)
+    truth = {key: entry["value"] for key, entry in (store.truth or {"values": {}})["values"].items()}
+    values = {key: value.model_copy(update={"truth": truth.get(key)}) for key, value in values.items()}
     settings |= {"spectrum_hz": [i * store.spec.frame_rate / config.steps for i in range(1, config.steps // 2 + 1)]}
     return Result(values=values, notes=remarks(values, some, reference, need), settings=settings)
 

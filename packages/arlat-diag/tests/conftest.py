@@ -102,6 +102,29 @@ def r2_values(dim: int) -> dict[str, Value]:
     return out
 
 
+def r4_values() -> dict[str, Value]:
+    """A rollout that turns at the wrong speed: its excess is errors of single steps."""
+    out: dict[str, Value] = {}
+    for s in range(1, K + 1):
+        unknown, lasting = 40 * (1 - 0.8 ** (2 * s)), 1.5 * s
+        parts = {"intrinsic": unknown, "one_step": lasting, "amplification": 0.1 * s, "collapse": 0.2}
+        total = sum(parts.values())
+        out |= {f"r4.error.{part}[{s}]": figure(value, 0.1, floor=40.0) for part, value in parts.items()}
+        out[f"r4.error.total[{s}]"] = figure(total, 0.5, floor=40.0, ceiling=unknown)
+        out[f"r4.error.root[{s}]"] = figure(total**0.5, 0.1, floor=40**0.5, ceiling=unknown**0.5)
+        out[f"r4.movement[{s}]"] = figure(0.9, 0.02, ceiling=1.0)
+        out[f"r4.travel[{s}]"] = figure(1.02, 0.02, ceiling=1.0)
+        out[f"r4.spread_skill[{s}]"] = figure(0.8, 0.05, ceiling=1.0)
+        out[f"r4.knn_ratio[{s}]"] = figure(1.04, 0.03, ceiling=1.0)
+        out[f"r4.frechet[{s}]"] = figure(3.0 + 0.1 * s, 0.4, ceiling=2.5)
+        out[f"r4.frechet_ratio[{s}]"] = figure(1.2, 0.2, ceiling=1.0)
+    out |= {f"r4.spectrum[{i}]": figure(0.3 - 0.1 * i, 0.2, ceiling=0.0, unit="dB") for i in range(1, 9)}
+    out |= {"r4.share.intrinsic": figure(0.7, 0.02), "r4.excess.one_step": figure(0.93, 0.02)}
+    out |= {"r4.excess.amplification": figure(0.05, 0.02), "r4.excess.collapse": figure(0.02, 0.01)}
+    out |= {"r4.spectral_halves": figure(0.2, 0.1, unit="dB"), "r4.lyapunov": figure(-0.02, 0.01)}
+    return out
+
+
 def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> Representation:
     rate = 12.5
     return Representation(
@@ -117,13 +140,14 @@ def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> 
 
 
 def real(names: dict[str, int]) -> Results:
-    """A results.json of representations name -> dimension, with P0, P1, P4, R1 and R2."""
+    """A results.json of representations name -> dimension, with P0, P1, P4, R1, R2 and R4."""
     results = {
         name: p0_values()
         | p1_values(dim, 4.0 + 2 * i)
         | p4_values(dim, 0.75 - 0.15 * i)
         | r1_values(dim)
         | r2_values(dim)
+        | r4_values()
         for i, (name, dim) in enumerate(names.items())
     }
     manifest = {"seed": 0, "inputs": dict.fromkeys(names, "fedcba9876543210"), "versions": {"torch": "2.11.0"}}

@@ -137,3 +137,20 @@ def test_shapes_are_checked(exact_ar1: Exact) -> None:
         rollout(model, torch.zeros(1, 8, 2), torch.zeros(1, 1, 2), (True,), sample=True)
     with pytest.raises(ValueError, match="must be"):
         rollout(model, torch.zeros(1, 8, 3), torch.zeros(1, 1, 3), (True,))
+
+
+def test_without_scores_the_states_are_the_same_and_can_be_differentiated_forward(ar1: Ar1, exact_ar1: Exact) -> None:
+    z = ar1(RHO, 5, 8 + STEPS, 2, 0)
+    model = exact_ar1(RHO, 2)
+    never = injections("D", STEPS)
+    plain, scored = (rollout(model, z[:, :8], z[:, 8:], never, scored=flag) for flag in (False, True))
+    assert torch.equal(plain.state_in, scored.state_in)
+    assert bool(plain.log_prob.isnan().all())
+    assert bool(scored.log_prob.isfinite().all())
+
+    def last(newest: torch.Tensor) -> torch.Tensor:
+        return rollout(model, torch.cat([z[:, :7], newest], 1), z[:, 8:], never, scored=False).state_in[:, -1]
+
+    tangent = torch.ones(5, 1, 2)
+    _, grown = torch.func.jvp(last, (z[:, 7:8],), (tangent,))
+    torch.testing.assert_close(grown, torch.full((5, 2), RHO ** (STEPS - 1)))

@@ -21,7 +21,7 @@ from torch import Tensor
 from arlat_diag.direct_forecast import fit_direct
 from arlat_diag.ensemble import energy_score, power, scatter, spread_and_skill
 from arlat_diag.error_split import PARTS, ErrorSplit, split_error
-from arlat_diag.frechet import principal_axes
+from arlat_diag.frechet import principal_axes, thin
 from arlat_diag.geometry import frames_of, scale_of
 from arlat_diag.horizons import Manifold, fit_manifold
 from arlat_diag.injection import Starts, draw, pieces
@@ -44,11 +44,11 @@ class Config(BaseConfig):
     starts_per_utterance: int = Field(4, gt=0)
     """Random starts in each held-out utterance, where its length allows."""
     at_most_starts: int = Field(512, gt=0)
-    """Starts in all; more are thinned out."""
+    """Starts in all, and 65 536 ÷ D at most (but 64); more are thinned out."""
     draws: int = Field(16, ge=2)
     """Sample rollouts of each start."""
     map_starts: int = Field(32, gt=0)
-    """Starts at which the singular values of the K-step map are found."""
+    """Starts at which the singular values of the K-step map are found, and 4096 ÷ D at most (but 8)."""
     singular: int = Field(3, gt=0)
     """Singular values of the K-step map."""
     sweeps: int = Field(8, gt=0)
@@ -147,6 +147,11 @@ def error_figures(prefix: str, found: ErrorSplit, reference: Reference) -> dict[
     return out | reference.curve(f"{prefix}.travel", found.travelled, found.due, ceiling=1.0)
 
 
+def thinned(starts: Starts, at_most: int) -> Starts:
+    """At most so many starts, evenly spaced."""
+    return starts.take(thin(torch.arange(len(starts)), min(len(starts), at_most)))
+
+
 def root(number: float) -> float:
     """√number."""
     return math.sqrt(max(number, 0.0))
@@ -163,8 +168,8 @@ def mapped(value: Value, function: Callable[[float], float]) -> Value:
 def stretching(prefix: str, model: Dynamics, reference: Reference, config: Config, device: str) -> dict[str, Value]:
     """Finite-time Lyapunov exponent, singular values, and growth along the rollout's own error."""
     generator = torch.Generator().manual_seed(config.seed + 6)
-    rows = torch.linspace(0, len(reference.starts) - 1, min(config.map_starts, len(reference.starts))).long()
-    some = reference.starts.take(rows)
+    count = min(config.map_starts, max(8, 4096 // model.dim))
+    some = thinned(reference.starts, count)
     sigma = step_map_values(model, some, config.steps, config.singular, config.sweeps, generator, device)
     exponent = sigma[:, 0].log() / config.steps
     local = Reference(**{**vars(reference), "starts": some})

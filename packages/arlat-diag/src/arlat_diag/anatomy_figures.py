@@ -46,7 +46,6 @@ def compose(figure: Figure, grid: list[list[Axes]], name: str, values: Values, v
     size.set_ylabel("mean rollout")
     spread.set_ylabel("sample rollouts")
     figure.suptitle(f"{name}: {verdict}", x=0.008, ha="left", fontsize=10, fontweight="bold")
-    figure.align_ylabels()
 
 
 def legend(axes: Axes) -> None:
@@ -66,17 +65,27 @@ def ceilings(line: Line) -> tuple[list[float], list[float]]:
     return [x for x, _ in known], [y for _, y in known]
 
 
+def decades(axes: Axes) -> None:
+    """A logarithmic y axis over whole decades, so that it has at least two numbers."""
+    axes.set_yscale("log")
+    low, high = (math.log10(end) for end in axes.get_ylim())
+    axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))
+    numbered(axes.yaxis)
+
+
 def errors(axes: Axes, values: Values, prefix: str) -> None:
     """Root mean squared error of the model, of the ideal forecast, and of the training mean."""
     own = curve(values, f"{prefix}.error.root")
     axes.plot(*floors(own), ":", color=INK, linewidth=1.2, label="always saying the mean")
     draw(axes, own, OWN, "o", "-", "this model")
     axes.plot(*ceilings(own), "--", color=INK, linewidth=1.2, label="best known forecast", zorder=4)
+    linear = curve(values, f"{prefix}.var.error.root")
+    if linear.pairs:
+        axes.plot(linear.x, linear.y, "-", color=PALETTE[1], linewidth=1.1, label="linear VAR, rolled out")
     top = max([y for y in own.y if y == y], default=1.0)
     mean = max(floors(own)[1], default=top)
     if top > 5 * mean:
-        axes.set_yscale("log")
-        numbered(axes.yaxis)
+        decades(axes)
     else:
         axes.set_ylim(bottom=0)
     axes.set_title("How far from the truth?\n(root mean squared error)")
@@ -136,8 +145,7 @@ def manifold(axes: Axes, values: Values, prefix: str) -> None:
     axes.plot(*ceilings(found), "--", color=INK, linewidth=1.2, label="true to true frames", zorder=4)
     top = max([y for y in found.y if y == y], default=1.0)
     if top > 8 * max(ceilings(found)[1], default=top):
-        axes.set_yscale("log")
-        numbered(axes.yaxis)
+        decades(axes)
     else:
         axes.set_ylim(0, 1.2 * max([y for y in (*found.high, *found.y, *ceilings(found)[1]) if y == y], default=1.0))
     axes.set_title("Do samples look like true frames?\n(Fréchet distance between speakers)")

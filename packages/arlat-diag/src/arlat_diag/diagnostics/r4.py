@@ -9,6 +9,7 @@ in docs/metrics.md.
 | r4.error.{intrinsic,one_step,amplification,collapse}[s] | its parts, which add up to it |
 | r4.share.PART, r4.excess.PART | their shares of the error, and of the error above the intrinsic, over all steps |
 | r4.movement[s], r4.travel[s] | slope of the rollout's movement on the ideal one; ratio of the lengths of their paths |
+| r4.var.error.*, r4.var.share.* … | the same of the linear VAR rolled out alike |
 | r4.lyapunov, r4.singular[i] | log σ_1 / K and the i-th singular value of the K-step map |
 | r4.lyapunov_error, .[s] | log growth of the rollout's own error under one step of the tangent map |
 | r4.S.energy_score[s], r4.spread_skill[s] | of the ensemble of draws |
@@ -26,9 +27,9 @@ import torch
 from arlat_core.types import Count, Result, Value
 
 from arlat_diag import anatomy
-from arlat_diag.anatomy import Reference, anatomise, fit_reference
+from arlat_diag.anatomy import Reference, anatomise, error_figures, fit_reference, thinned
 from arlat_diag.diagnostics import p1
-from arlat_diag.frechet import thin
+from arlat_diag.error_split import split_error
 from arlat_diag.injection import Starts, choose_starts
 from arlat_diag.verdict import decide
 
@@ -64,12 +65,14 @@ def run(
             value=None, n=Count(speakers=0, utterances=0, frames=0), status=f"not run: no utterance has {need}"
         )
         return Result(values={"r4.error.total[1]": none}, settings=settings)
-    some = starts.take(thin(torch.arange(len(starts)), min(len(starts), config.at_most_starts)))
+    some = thinned(starts, min(config.at_most_starts, max(64, 2**16 // model.dim)))
     progress("R4 references")
     moments = (torch.as_tensor(store.mean), torch.as_tensor(store.covariance))
     reference = fit_reference(train, held_out, *moments, some, config, device)
     progress("R4 anatomy")
     values = anatomise("r4", model, reference, config, device)
+    var = split_error(model.linear, some, reference.direct, device)
+    values |= error_figures("r4.var", var, reference)
     truth = {key: entry["value"] for key, entry in (store.truth or {"values": {}})["values"].items()}
     values = {key: value.model_copy(update={"truth": truth.get(key)}) for key, value in values.items()}
     settings |= {"spectrum_hz": [i * store.spec.frame_rate / config.steps for i in range(1, config.steps // 2 + 1)]}

@@ -32,6 +32,7 @@ def anatomy(name: str, values: Values, verdict: str, prefix: str = "r4") -> byte
 
 def compose(figure: Figure, grid: list[list[Axes]], name: str, values: Values, verdict: str, prefix: str) -> None:
     """Draws the six panels into a canvas of two rows and three columns."""
+    figure.set_layout_engine("constrained", w_pad=0.1)
     (size, parts, moves), (spread, distance, spectrum) = grid
     steps = len(curve(values, f"{prefix}.error.total").pairs)
     errors(size, values, prefix)

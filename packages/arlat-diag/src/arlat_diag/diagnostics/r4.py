@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from arlat_core.types import Count, Result, Value
+from arlat_data.windows import windows
 
 from arlat_diag import anatomy
 from arlat_diag.anatomy import Reference, anatomise, error_figures, fit_reference, thinned
@@ -35,6 +36,9 @@ from arlat_diag.verdict import decide
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore
+
+
+FEWEST_WINDOWS = 4  # of the training split, with K frames after them
 
 
 class Config(anatomy.Config):
@@ -60,7 +64,7 @@ def run(
     starts = choose_starts(held_out, model.context, config.steps, config.starts_per_utterance, generator)
     settings = config.model_dump(mode="json") | {"context": model.context}
     need = f"{model.context} + {config.steps} frames"
-    if not len(starts):
+    if not len(starts) or len(windows(train, model.context, config.steps)) < FEWEST_WINDOWS:
         none = Value(
             value=None, n=Count(speakers=0, utterances=0, frames=0), status=f"not run: no utterance has {need}"
         )

@@ -68,11 +68,7 @@ def test_a_whole_report_asks_every_question_and_shows_figures_with_floors(
     text, markdown = written(runs, tmp_path / "report.html")
     page = Page(text)
     questions = [section.question for section in report.make_sections([report.open_run(run) for run in runs])[1]]
-<<<<<<< HEAD
-    assert len(questions) == 14
-=======
-    assert len(questions) == 13
->>>>>>> c056f25 (R4 is documented: derivation, keys, modules; its page in the report has tests)
+    assert len(questions) == 15
     for question in questions:
         assert question in page.text
         assert f"## {question}" in markdown

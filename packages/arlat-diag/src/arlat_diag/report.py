@@ -16,11 +16,14 @@ from arlat_core.files import atomic_write
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-<<<<<<< HEAD
-from arlat_diag import appendix, clustering_sections, decision_sections, rollout_sections, sections
-=======
-from arlat_diag import anatomy_sections, appendix, clustering_sections, rollout_sections, sections
->>>>>>> 69959f2 (R4's tests on known processes, its plots and its page in the report)
+from arlat_diag import (
+    anatomy_sections,
+    appendix,
+    clustering_sections,
+    decision_sections,
+    rollout_sections,
+    sections,
+)
 from arlat_diag.figures import colours
 from arlat_diag.results import Results, merge_results, read_results
 from arlat_diag.sections import Clip, Picture, Section

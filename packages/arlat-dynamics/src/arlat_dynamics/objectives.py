@@ -54,10 +54,17 @@ class Outcome:
 Objective = Callable[[HeadedModel, Task, "Critic | None"], Outcome]
 
 
-def roll(model: HeadedModel, task: Task, sample: bool) -> Rollout:
+def roll(model: HeadedModel, task: Task, sample: bool, scored: bool = True) -> Rollout:
     """One rollout of every sequence."""
     return rollout(
-        model, task.prefix, task.truth, task.inject, sample=sample, generator=task.generator, longest=task.longest
+        model,
+        task.prefix,
+        task.truth,
+        task.inject,
+        sample=sample,
+        generator=task.generator,
+        longest=task.longest,
+        scored=scored,
     )
 
 
@@ -86,7 +93,7 @@ def energy(model: HeadedModel, task: Task, critic: Critic | None) -> Outcome:
     Source: Székely and Rizzo, 2013, "Energy statistics"; Gneiting and Raftery, 2007, "Strictly proper scoring rules".
     """
     m = task.draws
-    rolled = roll(model, task.copies(m), sample=True)
+    rolled = roll(model, task.copies(m), sample=True, scored=False)
     state = reached(rolled)
     state = state.view(-1, m, *state.shape[1:])  # [b m k d]
     error = distance(state - task.truth[:, None]).mean()
@@ -140,7 +147,7 @@ def adversarial(model: HeadedModel, task: Task, critic: Critic | None) -> Outcom
     """
     if critic is None:
         raise ValueError("The adversarial objective needs a critic.")
-    rolled = roll(model, task, sample=True)
+    rolled = roll(model, task, sample=True, scored=False)
     return Outcome(-critic.judge(task, reached(rolled)).mean(), rolled)
 
 

@@ -50,6 +50,11 @@ class Ranks:
         return values
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes files, by torchrun's environment alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def ranks(device: str = "cpu") -> Iterator[Ranks]:
     """Joins the processes that torchrun has started: gloo on a CPU, NCCL on GPUs, each process on the GPU of its local rank."""

@@ -89,8 +89,10 @@ class Head(nn.Module, ABC):
         """The rows of the layer that say where a step goes, [m d] of them."""
 
     @torch.no_grad()
-    def follow(self, cosine: float) -> None:
-        """Makes the first `dim` features the expected direction of the step, whose mean cosine with the true one is known.
+    def follow(self, cosine: float, length: float) -> None:
+        """Makes the first `dim` features (each of size 1) the forecast of the step.
+
+        Known of that forecast are its mean cosine with the true step, and its length in typical ones (`scale`).
 
         Raises:
             ValueError: With fewer features than dimensions.
@@ -98,11 +100,13 @@ class Head(nn.Module, ABC):
         if self.hidden < self.dim:
             raise ValueError(f"{self.hidden} features cannot hold a direction of {self.dim} dimensions.")
         rows = self.linear.weight[self.bearing]
-        rows[:, : self.dim] += self.along(cosine) * torch.eye(self.dim).to(rows).repeat(len(rows) // self.dim, 1)
+        rows[:, : self.dim] += self.along(cosine, length) * torch.eye(self.dim).to(rows).repeat(
+            len(rows) // self.dim, 1
+        )
 
-    def along(self, cosine: float) -> float:
-        """Weight of a feature of unit size in its own coordinate of the step, in the head's units."""
-        return max(0.0, cosine)
+    def along(self, cosine: float, length: float) -> float:
+        """Weight of a feature of size 1 in its own coordinate of the step, in the head's units."""
+        return length
 
     @abstractmethod
     def saturation(self, hidden: Tensor) -> list[Tensor]:
@@ -192,7 +196,7 @@ class PolarHead(Head):
         """The directions."""
         return slice(0, self.components * self.dim)
 
-    def along(self, cosine: float) -> float:
+    def along(self, cosine: float, length: float) -> float:
         """1, as a direction has no length; κ starts where A(κ) is about the cosine. Source: Banerjee et al., 2005, JMLR 6."""
         kappa = max(KAPPA_LEAST, cosine * (self.dim - cosine**2) / (1 - min(cosine, 0.999) ** 2)) / self.dim
         m, d = self.components, self.dim

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from arlat_core.config import Config as BaseConfig
+from arlat_core.intervals import make_curve
 from arlat_core.types import Value
 from arlat_data.windows import windows
 from pydantic import Field
@@ -25,7 +26,6 @@ from arlat_diag.frechet import principal_axes, thin
 from arlat_diag.geometry import frames_of, scale_of
 from arlat_diag.horizons import Manifold, fit_manifold
 from arlat_diag.injection import Starts, draw, pieces
-from arlat_diag.intervals import make_curve
 from arlat_diag.likeness import likeness
 from arlat_diag.lyapunov import error_growth, step_map_values
 

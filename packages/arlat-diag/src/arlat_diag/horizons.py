@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from arlat_core.intervals import make_value
 from arlat_core.types import Value
 from torch import Tensor
 
 from arlat_diag.geometry import NEIGHBOUR, Frames, Scale, nearest
-from arlat_diag.intervals import make_value
 
 PERCENTILE = 0.99  # of held-out truth's kNN distance: beyond it a state counts as off the manifold
 QUARTILES = {"": 0.5, ".q25": 0.25, ".q75": 0.75}

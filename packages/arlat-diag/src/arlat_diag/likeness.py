@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from arlat_core.intervals import clusters
 from arlat_core.types import Value
 from torch import Tensor
 
 from arlat_diag.ensemble import power
 from arlat_diag.frechet import FRAMES_PER_DIMENSION, decibel, equal_halves, frechet, jackknife, speaker_halves
-from arlat_diag.intervals import clusters
 
 if TYPE_CHECKING:
     from arlat_diag.anatomy import Config, Reference

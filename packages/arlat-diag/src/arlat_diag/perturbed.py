@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 import torch
+from arlat_core.intervals import make_value
 from arlat_core.types import Value
 from arlat_dynamics.base import Dynamics
 from torch import Tensor
 
 from arlat_diag.injection import Curves, Starts, pieces, score
-from arlat_diag.intervals import make_value
 
 EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of mode F, in median lengths of a true step
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from arlat_core.config import Config as BaseConfig
+from arlat_core.intervals import make_curve, make_value, worst
 from arlat_core.types import Count, Value, WorstFrame
 from arlat_data.windows import Batch
 from arlat_dynamics.rollout import injections
@@ -20,7 +21,6 @@ from arlat_diag.diagnostics import p1
 from arlat_diag.geometry import frames_of, scale_of, step_lengths, strangers
 from arlat_diag.horizons import curve_horizon, fit_manifold, horizon_values
 from arlat_diag.injection import Curves, SampleCurves, Starts, choose_starts, draw, follow
-from arlat_diag.intervals import make_curve, make_value, worst
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore, Split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ class Run:
 
     @torch.no_grad()
     def judge(self) -> float:
-        """The loss on the validation sequences, at all K steps, without noise or injections."""
+        """The loss on the validation sequences, at all K steps, without noise or injections; infinite where it is none."""
         rows, config = self.sequences.validation_rows, self.config
         total = 0.0
         for at, part in enumerate(torch.split(rows, BLOCK)):
@@ -143,7 +144,7 @@ class Run:
             objective = JUDGED_BY.get(config.objective)
             losses = self.loss(frames, no_draws(frames, config.steps), config.steps, generator, objective)
             total += float(losses.total) * len(part)
-        return total / len(rows)
+        return total / len(rows) if math.isfinite(total) else math.inf
 
     def look(self) -> None:
         """Judges the model and keeps it where it is the best so far."""
@@ -161,7 +162,7 @@ class Run:
         sequences = self.sequences.frames(self.sequences.validation_rows[:64])[:, : self.config.context]
         numbers["saturated"] = self.model.saturated_fraction(sequences.to(self.here.device))
         entry: dict[str, Any] = {"step": self.update, "k": steps, "lr": rate * self.config.lr, "skipped": self.skipped}
-        entry |= {name: value if abs(value) < float("inf") else None for name, value in numbers.items()}
+        entry |= {name: number(value) for name, value in numbers.items()}
         self.out.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, sort_keys=True) + "\n")
@@ -177,9 +178,9 @@ class Run:
             tensors |= {f"critic.{name}": value for name, value in self.critic.state_dict().items()}
             tensors |= pack("critic_optimiser", self.critic_optimiser)
         about: dict[str, Any] = {
-            "best": self.best,
-            "initial": self.initial,
-            "judged": self.judged,
+            "best": (self.best[0], number(self.best[1])),
+            "initial": number(self.initial),
+            "judged": number(self.judged),
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
         }
@@ -203,7 +204,9 @@ class Run:
         if self.critic is not None and self.critic_optimiser is not None:
             self.critic.load_state_dict(taken("critic", state.tensors))
             unpack("critic_optimiser", state.tensors, self.critic_optimiser)
-        self.best, self.initial, self.judged = (about["best"][0], about["best"][1]), about["initial"], about["judged"]
+        known = (about["best"][1], about["initial"], about["judged"])
+        best, self.initial, self.judged = (math.inf if value is None else value for value in known)
+        self.best = about["best"][0], best
         self.skipped, self.in_a_row = about["skipped"], about["in_a_row"]
 
     def report(self) -> dict[str, Any]:
@@ -212,12 +215,17 @@ class Run:
         return {
             "updates": self.update,
             "best_update": self.best[0],
-            "initial_loss": self.initial,
-            "best_loss": self.best[1],
+            "initial_loss": number(self.initial),
+            "best_loss": number(self.best[1]),
             "skipped": self.skipped,
             "sequences": sequences,
             "notes": self.notes,
         }
+
+
+def number(value: float) -> float | None:
+    """What JSON can hold of a number: none where it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from arlat_core.config import Config as BaseConfig
+from arlat_core.intervals import bootstrap_weights, clusters, make_value, percentiles
 from arlat_core.types import Count, Result, Value
 from arlat_data.windows import Windows, windows
 from arlat_dynamics.clustering import k_means
@@ -36,7 +37,6 @@ from pydantic import Field
 from torch import Tensor
 
 from arlat_diag.geometry import Scale, scale_of
-from arlat_diag.intervals import bootstrap_weights, clusters, make_value, percentiles
 from arlat_diag.utterance_halves import halves, rank
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from arlat_core.config import Config as BaseConfig
+from arlat_core.intervals import make_value, worst
 from arlat_core.types import Result, Value, WorstFrame
 from arlat_data.store import LatentStore, Split
 from arlat_data.windows import Slice, Windows, median_energy, windows
@@ -25,7 +26,6 @@ from pydantic import Field
 from torch import Tensor
 
 from arlat_diag.baselines import Baselines, Marginal, fit_displacement, fit_marginal
-from arlat_diag.intervals import make_value, worst
 
 Kind = Literal["horizon", "lag"]
 

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from arlat_core.config import Config as BaseConfig
+from arlat_core.intervals import Clusters, Floats, bootstrap_weights, clusters, make_curve, make_value, percentiles
 from arlat_core.types import Result, Value
 from pydantic import Field
 from torch import Tensor
 
 from arlat_diag.geometry import Frames, Scale, frames_of, nearest, scale_of, step_lengths, strangers
-from arlat_diag.intervals import Clusters, Floats, bootstrap_weights, clusters, make_curve, make_value, percentiles
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore, Split

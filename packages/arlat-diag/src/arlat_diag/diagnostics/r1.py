@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from arlat_core.intervals import make_curve, make_value
 from arlat_core.types import Result, Value
 
 from arlat_diag.injection import MODES, Curves, follow_samples
-from arlat_diag.intervals import make_curve, make_value
 from arlat_diag.perturbed import noise_like, perturbed, sensitivity
 from arlat_diag.rollout_curves import (
     RolloutConfig,

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from arlat_core.config import Config as BaseConfig
+from arlat_core.intervals import make_curve
 from arlat_core.types import Count, Result, Value
 from arlat_data.windows import Windows, windows
 from pydantic import Field
 from torch import Tensor
 
 from arlat_diag.injection import Starts, choose_starts, cosine
-from arlat_diag.intervals import make_curve
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore

@@ -31,7 +31,10 @@ class Config(BaseConfig):
     context: int = Field(default=8, gt=0)
     """Frames in the window w."""
     width: int | None = Field(default=None, gt=0)
-    """Width of the residual stream (default: D; the fused kernel runs 32, 64 and 128)."""
+    """Width of the residual stream (default: 2 D, D + 64 where D is larger than 64; the fused kernel runs 32, 64 and 128).
+
+    A stream that is wider than D keeps the size of what enters, which norms alone would take away.
+    """
     hidden: int = Field(default=256, gt=0)
     """Units inside a block (the fused kernel runs multiples of 64)."""
     depth: int = Field(default=3, ge=0)
@@ -48,7 +51,7 @@ class ResidualMLP(HeadedModel, WindowModel):
     plugin: ClassVar[str] = "mlp"
 
     def __init__(self, config: Config) -> None:
-        width = config.width or config.dim
+        width = config.width or config.dim + min(config.dim, 64)
         super().__init__(config.dim, width, config.head)
         self.config, self.context = config, config.context
         self.enter = nn.Linear(config.context * config.dim, width)
@@ -89,10 +92,13 @@ class ResidualMLP(HeadedModel, WindowModel):
         size = predicted.square().mean().sqrt().clamp_min(1e-30)
         self.enter.weight[:d] = weight.mT / size
         self.enter.bias[:d] = bias / size
+        self.enter.weight[d:].mul_(START)
+        self.enter.bias[d:] = 1.0  # what the rest of the stream is measured against
         for block in self.blocks:
             block.down.weight.mul_(START)  # type: ignore[union-attr,operator]
             block.down.bias.zero_()  # type: ignore[union-attr,operator]
-        self.head.follow(float(nn.functional.cosine_similarity(predicted, true, dim=-1).mean()))
+        cosine = float(nn.functional.cosine_similarity(predicted, true, dim=-1).mean())
+        self.head.follow(cosine, float(size) * d**0.5 / float(self.head.scale))
 
     def distribution(self, context: Tensor) -> StepDistribution:
         """The laws [...] of Δ after context [... w d], oldest frame first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from arlat_diag.intervals import bootstrap_weights, difference_value, interval, make_curve, make_value, tail, worst
+from arlat_core.intervals import bootstrap_weights, difference_value, interval, make_curve, make_value, tail, worst
 
 
 def clustered(rng: np.random.Generator, speakers: int, size: int = 30) -> tuple[np.ndarray, np.ndarray]:

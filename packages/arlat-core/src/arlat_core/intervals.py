@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from arlat_core.types import Count, Value, WorstFrame
 from scipy import stats
+
+from arlat_core.types import Count, Value, WorstFrame
 
 Floats = npt.NDArray[np.float64]
 Resampled = Literal["speakers", "utterances", "none"]

@@ -1,0 +1,176 @@
+"""`arlat dynamics train`: a latent store to a dynamics model, or a [grid] of them to one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arlat_core.config import Config as BaseConfig
+from arlat_core.config import UserError, parse_sweep, validate
+from arlat_core.distributed import is_first
+from arlat_core.files import atomic_write, safe_name, write_json
+from arlat_core.run import manifest, run_directory
+
+from arlat_dynamics.rollout_config import RolloutTrainConfig
+
+if TYPE_CHECKING:
+    from arlat_core.types import Value
+    from arlat_data.store import LatentStore
+    from rich.console import Console
+
+STEPS = (1, 4, 16, 64)  # columns of the table, as far as rollouts reach
+
+
+class Data(BaseConfig):
+    """What to train on."""
+
+    latents_dir: Path
+    """A latent store."""
+
+
+class Config(RolloutTrainConfig):
+    """Settings of `arlat dynamics train`."""
+
+    data: Data
+    """What to train on."""
+    out: Path
+    """Run directory: the same command goes on with a killed training there, and reads a finished one."""
+    device: str = "cpu"
+    """Where to train; under torchrun each process takes the GPU of its rank."""
+
+    def training(self) -> RolloutTrainConfig:
+        """The training alone."""
+        return RolloutTrainConfig(**{name: getattr(self, name) for name in RolloutTrainConfig.model_fields})
+
+
+def train_one(config: Config, store: LatentStore, console: Console, measured: int) -> dict[str, Value]:
+    """Trains the model of OUT/model and writes its figures on held-out rollouts of `measured` steps to OUT/figures.json.
+
+    Under torchrun the first process alone holds the run directory and writes.
+    """
+    from arlat_dynamics.rollout_figures import rollout_figures
+    from arlat_dynamics.rollout_train import train_rollout
+
+    training = config.training()
+    settings = training.model_dump(mode="json") | {"store": store.hash}
+    if not is_first():
+        train_rollout(store, training, config.out, config.device)
+        return {}
+    with run_directory(config.out, settings):
+        write_json(config.out / "resolved.json", config.model_dump(mode="json"))
+        write_json(config.out / "manifest.json", manifest(config.seed, settings, {"store": store.hash}, config.device))
+        with console.status("training") as status:
+            model = train_rollout(store, training, config.out, config.device, lambda text: status.update(text))
+            status.update("figures")
+            values = rollout_figures(model, store, config.context, measured, config.longest, config.seed)
+        write_json(config.out / "figures.json", {key: value.model_dump(mode="json") for key, value in values.items()})
+    return values
+
+
+def train_grid(
+    points: dict[str, Config], store: LatentStore, console: Console
+) -> tuple[dict[str, dict[str, Value]], dict[str, str]]:
+    """Trains every point under OUT/points, the others going on where one fails; figures and failures by name."""
+    figures: dict[str, dict[str, Value]] = {}
+    failed: dict[str, str] = {}
+    measured = max(config.steps for config in points.values())
+    for name, config in points.items():
+        console.print(name)
+        folder = config.out / "points" / safe_name(name)
+        try:
+            figures[name] = train_one(config.model_copy(update={"out": folder}), store, console, measured)
+        except (UserError, ValueError, RuntimeError) as error:
+            failed[name] = str(error)
+            console.print(f"  failed: {error}")
+    return figures, failed
+
+
+def with_baselines(points: dict[str, Config]) -> dict[str, Config]:
+    """The points, and before them what each model is before rollout training: trained on one step alone."""
+    before: dict[str, Config] = {}
+    for config in points.values():
+        alone = {"steps": 1, "objective": "mean_nll", "teacher_weight": 0.0, "state_weight": 0.0, "curriculum": 0.0}
+        one = config.model_copy(update=alone | {"true_frames": (0.0, 0.0)})
+        if all(one != other for other in before.values()):
+            before["one step" if not before else f"one step {len(before) + 1}"] = one
+    return before | points
+
+
+def table(figures: dict[str, dict[str, Value]], failed: dict[str, str]) -> str:
+    """The figures as a Markdown table, a point a row; intervals are 95 %, over speakers."""
+    reached = [s for s in STEPS if any(f"ratio[{s}]" in values for values in figures.values())]
+    last = max((s for values in figures.values() for s in steps_of(values)), default=1)
+    columns = [f"ratio[{s}]" for s in reached] + [f"cosine[{s}]" for s in reached]
+    columns += [f"nll[{last}]", f"energy[{last}]", "teacher.nll[1]", "clipped[1]", "saturated[1]"]
+    lines = [
+        "Mean rollouts on held-out speakers: ratio of lengths Σ‖Δ̂‖/Σ‖Δ‖ (a collapse is a fall against `one step`, and where the "
+        "process has a step to predict), cosine and NLL (nats/frame) at step s; energy score of sampled rollouts; the NLL at true "
+        "windows; shortened steps and saturated parameters. Small print: 95 % intervals over speakers.",
+        "",
+        "| point | " + " | ".join(columns) + " |",
+        "| --- |" + " --- |" * len(columns),
+    ]
+    for name, values in figures.items():
+        lines.append(f"| {name} | " + " | ".join(shown(values.get(key)) for key in columns) + " |")
+    lines += [f"| {name} | failed: {why} |" + " |" * (len(columns) - 1) for name, why in failed.items()]
+    some = next((value for values in figures.values() for value in values.values()), None)
+    if some is not None:
+        n = some.n
+        lines += ["", f"Behind each figure: {n.speakers} speakers, {n.utterances} utterances, {n.frames} starts."]
+    return "\n".join(lines) + "\n"
+
+
+def steps_of(values: dict[str, Value]) -> list[int]:
+    """The steps that were measured."""
+    return [int(key[6:-1]) for key in values if key.startswith("ratio[")]
+
+
+def shown(value: Value | None) -> str:
+    """A figure and its interval."""
+    if value is None or value.value is None:
+        return "–"
+    span = "" if value.low is None or value.high is None else f" <small>[{value.low:.3g}, {value.high:.3g}]</small>"
+    return f"{value.value:.3g}{span}"
+
+
+def resumed(arguments: list[str]) -> dict[str, Config] | None:
+    """The configuration of RUN where the arguments are `--resume RUN`."""
+    if arguments[:1] != ["--resume"]:
+        return None
+    if len(arguments) != 2:
+        raise UserError("--resume takes one run directory and nothing else: it goes on with that run's own settings.")
+    path = Path(arguments[1]) / "resolved.json"
+    if not path.is_file():
+        raise UserError(f"{arguments[1]} is no training to go on with: it has no resolved.json. Give a run directory.")
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {"": validate(Config, values | {"out": arguments[1]}, str(path))}
+
+
+def main(arguments: list[str], prog: str) -> int:
+    """Trains one model, or all points of a [grid] and writes OUT/table.md and table.json; returns the exit status."""
+    points = resumed(arguments) or parse_sweep(Config, arguments, prog, "Trains a dynamics model on its own rollouts.")
+    from arlat_data.store import LatentStore
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    some = next(iter(points.values()))
+    store = LatentStore.open(some.data.latents_dir)
+    for config in points.values():  # nothing starts until every point can be built
+        config.model.settings(store.spec.dim, config.context)
+    if list(points) == [""]:
+        values = train_one(some, store, console, some.steps)
+        if is_first():
+            print(f"{some.out / 'model'}\n\n{table({'this model': values}, {})}")
+        return 0
+    figures, failed = train_grid(with_baselines(points), store, console)
+    if not is_first():
+        return 1 if failed else 0
+    text = table(figures, failed)
+    atomic_write(some.out / "table.md", text)
+    rows = {
+        name: {key: value.model_dump(mode="json") for key, value in found.items()} for name, found in figures.items()
+    }
+    write_json(some.out / "table.json", {"figures": rows, "failed": failed})
+    print(f"{text}\n{some.out / 'table.md'}")
+    return 1 if failed else 0

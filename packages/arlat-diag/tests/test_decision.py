@@ -104,13 +104,13 @@ def test_rule_1_speaks_of_a_vmf_model_only(head: str, state: str) -> None:
 def test_the_attainable_form_stands_beside_rule_1_and_decides_nothing() -> None:
     curve = {f"r2.k16.D.cosine[{s}]": c for s, c in ((1, 0.79), (2, 0.5), (4, 0.3), (8, 0.2))}
     forced = {f"p1.lag{k}.cosine": c for k, c in ((2, 0.5), (4, 0.3), (8, 0.2))}
-    real = {"r2.k16.frechet[16]": 10.5, "r4.frechet_halves": 10.0}
+    real = {"r4.k16.frechet[16]": 10.5, "r4.frechet_halves": 10.0}
     every = P1 | FAILS | curve | forced | real
     for change, state in (
         ({}, "holds"),
         ({"r2.k16.D.cosine[8]": 0.1}, "fails"),
-        ({"r2.k16.frechet[16]": 20.0}, "fails"),
-        ({"r2.k16.frechet[16]": 11.9}, "undecided"),
+        ({"r4.k16.frechet[16]": 20.0}, "fails"),
+        ({"r4.k16.frechet[16]": 11.9}, "undecided"),
     ):
         found = outcome(decide(one("mimi", every | change)), 0)
         assert (found.verdict.state, found.beside[0].state) == ("fails", state)

@@ -19,6 +19,7 @@ from arlat_diag.diagnostics.p0 import Config as P0Config
 from arlat_diag.diagnostics.p1 import Config as P1Config
 from arlat_diag.diagnostics.p4 import Config as P4Config
 from arlat_diag.diagnostics.r1 import Config as R1Config
+from arlat_diag.diagnostics.r2 import Config as R2Config
 from arlat_diag.diagnostics.r3 import Config as R3Config
 from arlat_diag.diagnostics.r4 import Config as R4Config
 from arlat_diag.results import Representation, Results, write_results
@@ -54,6 +55,8 @@ class Config(BaseConfig):
     """Geometry."""
     r1: R1Config = R1Config()
     """Injection diagnostic."""
+    r2: R2Config = R2Config()
+    """Rollouts of a model that was trained on rollouts."""
     r3: R3Config = R3Config()
     """Ceilings: forecasts without a network."""
     r4: R4Config = R4Config()
@@ -138,7 +141,7 @@ def count(store: LatentStore, split: str) -> Count:
 
 
 def main(arguments: list[str], prog: str) -> int:
-    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p4,r1,r3,r4]`."""
+    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p4,r1,r2,r3,r4]`."""
     from rich.console import Console
 
     config = parse(Config, arguments, prog, "Measures a latent store and writes results.json.")

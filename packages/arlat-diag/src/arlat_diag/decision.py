@@ -125,7 +125,7 @@ def attainable(word: str) -> Given:
         Compare(Ratio(Figure(word, f"r2.k16.D.cosine[{lag}]"), Figure(word, key)), "≥", 0.9)
         for lag, key in TEACHER_FORCED.items()
     )
-    real = Compare(Ratio(Figure(word, "r2.k16.frechet[16]"), Figure(word, "r4.frechet_halves")), "≤", 1.2)
+    real = Compare(Ratio(Figure(word, "r4.k16.frechet[16]"), Figure(word, "r4.frechet_halves")), "≤", 1.2)
     text = "attainable form: 0.9 × the teacher-forced cosine, 1.2 × the Fréchet distance of real halves"
     return Given(HeadStartsWith(word, "vmf"), All(text, (*kept, real)))
 

@@ -9,6 +9,7 @@ in docs/metrics.md.
 | r4.error.{intrinsic,one_step,amplification,collapse}[s] | its parts, which add up to it |
 | r4.share.PART, r4.excess.PART | their shares of the error, and of the error above the intrinsic, over all steps |
 | r4.movement[s], r4.travel[s] | slope of the rollout's movement on the ideal one; ratio of the lengths of their paths |
+| r4.kK.* | the same of R2's model that was trained on K steps, where R2 has been run before |
 | r4.var.error.*, r4.var.share.* … | the same of the linear VAR rolled out alike |
 | r4.lyapunov, r4.singular[i] | log σ_1 / K and the i-th singular value of the K-step map |
 | r4.lyapunov_error, .[s] | log growth of the rollout's own error under one step of the tangent map |
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 from arlat_core.types import Count, Result, Value
 from arlat_data.windows import windows
+from arlat_dynamics import checkpoint
 
 from arlat_diag import anatomy
 from arlat_diag.anatomy import Reference, anatomise, error_figures, fit_reference, thinned
@@ -36,6 +38,7 @@ from arlat_diag.verdict import decide
 
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore
+    from arlat_dynamics.base import Dynamics
 
 
 FEWEST_WINDOWS = 4  # of the training split, with K frames after them
@@ -77,21 +80,32 @@ def run(
     values = anatomise("r4", model, reference, config, device)
     var = split_error(model.linear, some, reference.direct, device)
     values |= error_figures("r4.var", var, reference)
+    notes = remarks(values, some, reference, need)
+    for folder in sorted((run_dir / "models").glob("r2-k*/model")):
+        name = folder.parent.name.removeprefix("r2-")
+        trained: Dynamics = checkpoint.load(folder, store.spec).to(device)
+        progress(f"R4 anatomy, {name}")
+        values |= anatomise(f"r4.{name}", trained, reference, config, device)
+        notes += verdict_of(values, f"r4.{name}", f"the rollout of R2's model, {name.replace('k', 'K = ')},")
     truth = {key: entry["value"] for key, entry in (store.truth or {"values": {}})["values"].items()}
     values = {key: value.model_copy(update={"truth": truth.get(key)}) for key, value in values.items()}
     settings |= {"spectrum_hz": [i * store.spec.frame_rate / config.steps for i in range(1, config.steps // 2 + 1)]}
-    return Result(values=values, notes=remarks(values, some, reference, need), settings=settings)
+    return Result(values=values, notes=notes, settings=settings)
 
 
 def remarks(values: dict[str, Value], starts: Starts, reference: Reference, need: str) -> list[str]:
     """The verdict, and what a reader must know of how the figures were made."""
-    found = decide(values, "r4")
-    verdict = [] if found is None else [f"R4: the rollout {spoken(found.word)}. {found.why}"]
     return [
-        *verdict,
+        *verdict_of(values, "r4", "the rollout"),
         f"R4: {len(starts)} starts; {starts.too_short} held-out utterances are shorter than {need}. Fréchet distances are "
         f"on {reference.axes.shape[1]} principal axes with {100 * reference.share:.0f} % of the variance.",
     ]
+
+
+def verdict_of(values: dict[str, Value], prefix: str, what: str) -> list[str]:
+    """The verdict on the rollouts under `prefix` as a sentence; none where figures are missing."""
+    found = decide(values, prefix)
+    return [] if found is None else [f"R4: {what} {spoken(found.word)}. {found.why}"]
 
 
 def spoken(word: str) -> str:

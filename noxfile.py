@@ -137,7 +137,7 @@ def alone(session: nox.Session, member: str) -> None:
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """The benchmarks that need no GPU; rows go to benchmarks/results/."""
-    for script in ("store", "battery", "vmf"):
+    for script in ("store", "battery", "vmf", "dynamics"):
         session.run("python", f"benchmarks/{script}.py", *session.posargs)
 
 

@@ -68,25 +68,30 @@ class Run:
             RuntimeError: When update after update has no finite loss or gradient.
             SystemExit: After a signal, with 128 + its number.
         """
-        config = self.config
-        while self.update < config.updates:
-            self.update += 1
-            rows, draws, rolling = self.batch(self.update)
-            steps = rollout_steps(config, self.update)
-            rate = learning_rate(self.update - 1, config.updates, 1.0)
-            losses, norm = self.step(self.sequences.frames(rows).to(self.here.device), draws, steps, rolling, rate)
-            parts = self.here.mean(torch.stack([part.detach().float() for part in losses[:5]]))
-            self.guard(parts, norm)
-            last = self.update == config.updates
-            if self.update % config.evaluate_every == 0 or last or stopped:
-                self.look()
-            if self.update % config.log_every == 0 or last:
-                self.log(parts, norm, steps, rate)
-            if self.update % config.evaluate_every == 0 or last or stopped:
-                self.save()
+        while self.update < self.config.updates:
+            self.advance(stopped)
             if stopped:
                 raise SystemExit(128 + stopped[0])
         self.model.load_state_dict(self.best_weights)
+
+    def advance(self, stopped: list[int]) -> None:
+        """Makes one update, and looks, logs and saves where that is due; after a signal it is."""
+        config = self.config
+        self.update += 1
+        rows, draws, rolling = self.batch(self.update)
+        steps = rollout_steps(config, self.update)
+        rate = learning_rate(self.update - 1, config.updates, 1.0)
+        losses, norm = self.step(self.sequences.frames(rows).to(self.here.device), draws, steps, rolling, rate)
+        parts = self.here.mean(torch.stack([part.detach().float() for part in losses[:5]]))
+        self.guard(parts, norm)
+        last = self.update == config.updates
+        due = self.update % config.evaluate_every == 0 or last or bool(stopped)
+        if due:
+            self.look()
+        if self.update % config.log_every == 0 or last:
+            self.log(parts, norm, steps, rate)
+        if due:
+            self.save()
 
     def batch(self, update: int) -> tuple[Tensor, Draws, torch.Generator]:
         """This process's sequences and draws of an update: functions of (seed, update) alone, whatever the number of processes."""

@@ -91,9 +91,9 @@ class MelStore:
         self.utterances = [codec.encode(example_audio(1, 24_000 + 960 * k, 24_000, k))[0] for k in range(6)]
 
     def load(self, split: str) -> Any:
-        assert split == "train"
-        length = torch.tensor([len(z) for z in self.utterances])
-        return TrainSplit(torch.cat(self.utterances), length.cumsum(0) - length, length)
+        chosen = self.utterances if split == "train" else self.utterances[:2]
+        length = torch.tensor([len(z) for z in chosen])
+        return TrainSplit(torch.cat(chosen), length.cumsum(0) - length, length)
 
 
 @pytest.mark.parametrize("whiten", [False, True])
@@ -104,7 +104,7 @@ def test_readout_contract_and_moments(whiten: bool, tmp_path: Path) -> None:
     check_codec(codec, tolerance=1e-4 if whiten else 1e-5)
     assert codec.spec == projection.spec == build_codec(f"readout:12={tmp_path}").spec
     assert (codec.spec.codec, codec.spec.dim, codec.spec.frame_rate) == ("readout:12|pool:4|mel", 12, 25.0)
-    y = torch.cat([projection.project(z[None])[0] for z in store.utterances])
+    y = torch.cat([projection.project(z[None])[0, :-4] for z in store.utterances])  # the last 4 frames are only futures
     covariance = torch.cov(y.T, correction=0)
     assert y.mean(0).abs().max() < 1e-3 * y.abs().max()
     off_diagonal = covariance - torch.diag(covariance.diagonal())
@@ -116,7 +116,7 @@ def test_readout_contract_and_moments(whiten: bool, tmp_path: Path) -> None:
 def test_readout_of_one_frame_is_pca_and_lifts_to_the_nearest_point(tmp_path: Path) -> None:
     store: Any = MelStore()
     projection = readout.fit_readout(store, 8, 1, tmp_path)
-    z = torch.cat(store.utterances)
+    z = torch.cat([utterance[:-4] for utterance in store.utterances])
     centred = (z - z.mean(0)).double()
     best = torch.linalg.svd(centred).Vh[:8]
     residual = (centred - centred @ best.T @ best).square().mean()

@@ -9,7 +9,10 @@ from importlib.metadata import entry_points
 
 GROUPS = {  # top-level word -> (what it does, the distribution that brings it)
     "demo": ("the whole line: speech to a report, in one command", "arlat-diag"),
-    "data": ("extract, synth, surrogate, fetch, verify, show and list latent stores and codecs", "arlat-data"),
+    "data": (
+        "extract, synth, surrogate, read out, fetch, verify, show and list latent stores and codecs",
+        "arlat-data",
+    ),
     "dynamics": ("train dynamics models and roll them out", "arlat-dynamics"),
     "vae": ("train VAEs whose latents are made to be predicted", "arlat-vae"),
     "score": ("train score models and correct rollouts", "arlat-score"),

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from arlat_data.codecs import build_codec
 from arlat_data.codecs._folder import read_json, read_tensors, require_files, write_fitted
-from arlat_data.codecs._principal import Moments, principal
+from arlat_data.codecs._readout_fit import SEARCH, Kind, Stretch, gather, lift_of, quality
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from arlat_data.store import LatentStore
+    from arlat_data.store import LatentStore, Split
+
+LARGEST = 8192  # numbers in a window and its future: their covariance has half a gigabyte
 
 
 class Config(BaseConfig):
@@ -37,12 +39,14 @@ class Config(BaseConfig):
 class About(BaseConfig):
     """What readout.json says."""
 
-    kind: Literal["pca"]
+    kind: Kind
     dim: int = Field(gt=0)
     context_frames: int = Field(gt=0)
     whiten: bool
     inner: LatentSpec
+    future_frames: int = Field(gt=0)
     explained: float
+    quality: dict[Literal["train", "eval"], dict[str, list[float]]]
     frames: int
     store: str
 
@@ -128,11 +132,15 @@ def fit_readout(
     context_frames: int,
     out: Path,
     whiten: bool = False,
-    kind: Literal["pca"] = "pca",
+    kind: Kind = "pca",
+    future_frames: int = 4,
 ) -> Projection:
-    """Fits W on the train split of `store` and writes the folder `out`.
+    """Fits W on the train split of `store` and writes the folder `out`, with what it is worth on both splits.
 
-    Raises UserError when `dim` exceeds what a window holds or the frames there are.
+    `kind` says what W looks for (`arlat_data.codecs._readout_fit`); `whiten` gives every direction variance 1, which those
+    of "predictive" and "slow" have anyway. The last `future_frames` frames of an utterance are not used.
+
+    Raises UserError when `dim` exceeds what a window holds or the frames there are, or the window is too large to solve.
     """
     split = store.load("train")
     size = context_frames * store.spec.dim
@@ -140,28 +148,42 @@ def fit_readout(
         raise UserError(
             f"A window of {context_frames} frames of {store.spec.dim} dimensions has 1 to {size} directions, not {dim}."
         )
-    moments = Moments(size)
-    for start, length in zip(split.start.tolist(), split.length.tolist(), strict=True):
-        moments.add(context_windows(split.z[None, start : start + length].float(), context_frames)[0])
-    if moments.count <= dim:
+    if (whole := size + future_frames * store.spec.dim) > LARGEST:
         raise UserError(
-            f"{dim} directions need more than {dim} frames, but {store.path} has {moments.count} for training."
+            f"A readout of {context_frames} + {future_frames} frames of {store.spec.dim} dimensions would solve for {whole} "
+            f"numbers at once, more than {LARGEST}. Take fewer context or future frames, or a PCA readout of one frame first."
         )
-    rows, variance, explained = principal(moments.covariance(), dim)
-    scale = variance.clamp(min=1e-12 * float(variance.max())).sqrt() if whiten else torch.ones_like(variance)
+    found = stretches(split, context_frames, future_frames)
+    if found.count <= dim:
+        raise UserError(
+            f"{dim} directions need more than {dim} frames with {future_frames} after them, but {store.path} has {found.count} for training."
+        )
+    rows = SEARCH[kind](found, dim)
+    if whiten:
+        rows = rows / (rows @ found.now() @ rows.T).diagonal().clamp_min(1e-30).sqrt()[:, None]
+    up = lift_of(rows, found.now())
+    held_out = stretches(store.load("eval"), context_frames, future_frames)
+    worth = quality(found, rows, up)
     about = About(
         kind=kind,
         dim=dim,
         context_frames=context_frames,
+        future_frames=future_frames,
         whiten=whiten,
         inner=store.spec,
-        explained=explained,
-        frames=moments.count,
+        explained=worth["explained"][0],
+        quality={"train": worth, "eval": quality(held_out, rows, up)},
+        frames=found.count,
         store=store.hash,
     )
-    tensors = {"down": (rows / scale[:, None]).float(), "up": (rows.T * scale).float(), "mean": moments.mean().float()}
+    tensors = {"down": rows.float(), "up": up.float(), "mean": found.mean[:size].float()}
     write_fitted(out, "readout", tensors, about.model_dump())
     return Projection(about, tensors["down"], tensors["up"], tensors["mean"])
+
+
+def stretches(split: Split, context_frames: int, future_frames: int) -> Stretch:
+    """The moments of a split's windows and their futures."""
+    return gather(split.z, split.start.tolist(), split.length.tolist(), context_frames, future_frames)
 
 
 def load_projection(folder: Path, device: str = "cpu") -> Projection:

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Stage 1 of the research plan on a folder of speech: runs/stage1.sh AUDIO_FOLDER OUT_FOLDER [CODEC…]
+# The first CODEC is the one whose linear readouts are tried; all are measured alike. A killed run goes on where it stopped.
+# PRESET=FILE.toml gives the battery other settings than conf/diag/stage1.toml.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+audio=$1 out=$2; shift 2
+preset=${PRESET:-$here/conf/diag/stage1.toml}
+codecs=("$@"); [ ${#codecs[@]} -gt 0 ] || codecs=('pool:8|mel' 'stack:8|mel')
+name() { printf '%s' "${1%%=*}" | tr -c 'A-Za-z0-9.' '-'; }
+runs=()
+
+measure() {  # STORE RUN: A (direction × length, and training on rollouts: p2, r2), B (injection, anatomy: r1, r4), and the rest
+    arlat diag battery "$preset" "data.latents_dir=$1" --out "$2"
+    runs+=("$2")
+}
+
+# C: codecs side by side
+for codec in "${codecs[@]}"; do
+    store=$out/stores/$(name "$codec")
+    arlat data extract --audio "$audio" --codec "$codec" --out "$store"
+    measure "$store" "$out/runs/$(name "$codec")"
+done
+
+# D: linear readouts of the first codec
+first=$(name "${codecs[0]}")
+for kind in pca predictive slow; do
+    arlat data readout "data.latents_dir=$out/stores/$first" --kind "$kind" --dim 32 --context-frames 4 \
+        --out "$out/readouts/$kind" --latents "$out/stores/$first.$kind"
+    measure "$out/stores/$first.$kind" "$out/runs/$first.$kind"
+done
+
+arlat diag decide "${runs[@]}" --out "$out/decision"
+arlat diag report "${runs[@]}" --out "$out/report.html"

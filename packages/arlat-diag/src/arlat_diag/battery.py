@@ -17,6 +17,7 @@ from pydantic import Field
 
 from arlat_diag.diagnostics.p0 import Config as P0Config
 from arlat_diag.diagnostics.p1 import Config as P1Config
+from arlat_diag.diagnostics.p2 import Config as P2Config
 from arlat_diag.diagnostics.p4 import Config as P4Config
 from arlat_diag.diagnostics.r1 import Config as R1Config
 from arlat_diag.diagnostics.r2 import Config as R2Config
@@ -51,6 +52,8 @@ class Config(BaseConfig):
     """Clustering of contexts."""
     p1: P1Config = P1Config()
     """Predictability."""
+    p2: P2Config = P2Config()
+    """Direction and magnitude apart."""
     p4: P4Config = P4Config()
     """Geometry."""
     r1: R1Config = R1Config()
@@ -142,6 +145,7 @@ def count(store: LatentStore, split: str) -> Count:
 
 def main(arguments: list[str], prog: str) -> int:
     """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p4,r1,r2,r3,r4]`."""
+    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p2,p4,r1,r3,r4]`."""
     from rich.console import Console
 
     config = parse(Config, arguments, prog, "Measures a latent store and writes results.json.")

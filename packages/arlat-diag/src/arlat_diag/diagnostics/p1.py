@@ -86,22 +86,34 @@ class Predictor:
 
 def fit_predictor(data: Data, config: Config, folder: Path, store: LatentStore, device: str) -> Predictor:
     """Loads the predictor of `folder`, or fits it (the linear models first, the network on the VAR's residuals) and saves it."""
-    beside = folder / "reversion"
     if checkpoint.exists(folder):
         model = checkpoint.load(folder, store.spec, ResidualMixture).to(device)
-        return Predictor(model, checkpoint.load(beside, store.spec, LinearModel))
+        return Predictor(model, checkpoint.load(folder / "reversion", store.spec, LinearModel))
     generator = torch.Generator().manual_seed(config.seed)
-    orders = [
-        order for order in (0, 1, 2, 4, config.context) if order <= 1 or order * store.spec.dim <= config.var_inputs
-    ]
-    linear, reversion = fit_several(data.train, data.fit_rows, data.validation_rows, [orders, (1,)])
+    linear, reversion = fit_linear_models(data, config, store.spec.dim)
     model = ResidualMixture.start(
         linear, data.train, data.fit_rows, data.validation_rows, config.components, generator
     ).to(device)
     fit(model, data.train, data.fit_rows, data.validation_rows, config.train, generator)
-    checkpoint.save(reversion, beside, store.spec)
+    checkpoint.save(reversion, folder / "reversion", store.spec)
     checkpoint.save(model, folder, store.spec)
     return Predictor(model, reversion)
+
+
+def fit_linear_models(data: Data, config: Config, dim: int) -> tuple[LinearModel, LinearModel]:
+    """The linear VAR, of an order that `var_inputs` allows, and B3."""
+    orders = [order for order in (0, 1, 2, 4, config.context) if order <= 1 or order * dim <= config.var_inputs]
+    linear, reversion = fit_several(data.train, data.fit_rows, data.validation_rows, [orders, (1,)])
+    return linear, reversion
+
+
+def linear_models(data: Data, config: Config, store: LatentStore, run_dir: Path) -> tuple[LinearModel, LinearModel]:
+    """The VAR and B3 at horizon 1: those of the predictor under `run_dir`, fitted where it is not there."""
+    folder = run_dir / "models" / "h1"
+    if not checkpoint.exists(folder):
+        return fit_linear_models(data, config, store.spec.dim)
+    found = fit_predictor(data, config, folder, store, "cpu")
+    return found.model.linear, found.reversion
 
 
 def one_step_predictor(data: Data, store: LatentStore, config: Config, run_dir: Path, device: str) -> Predictor:

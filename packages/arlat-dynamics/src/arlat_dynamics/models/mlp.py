@@ -116,16 +116,17 @@ def start(
     rows: Tensor,
     validation_rows: Tensor,
     generator: torch.Generator,
+    var: LinearModel | None = None,
 ) -> ResidualMLP:
     """A model at the scales of the windows at `rows` that points where their linear VAR points, before any training.
 
-    Its weights are a function of the generator. The VAR's order and ridge are chosen on `validation_rows`, other speakers.
-    Where the stream is narrower than D it starts without the VAR.
+    Its weights are a function of the generator. The VAR's order and ridge are chosen on `validation_rows`, other speakers,
+    unless it is given. Where the stream is narrower than D it starts without the VAR.
     """
     with seeded(generator):
         model = build(settings)
     model.calibrate(measure(windows, rows))
     if model.enter.out_features >= model.dim:
-        var = fit_linear(windows, rows, validation_rows)
-        model.follow(var, windows.gather(spread_out(validation_rows, JUDGED)))
+        known = fit_linear(windows, rows, validation_rows) if var is None else var
+        model.follow(known, windows.gather(spread_out(validation_rows, JUDGED)))
     return model

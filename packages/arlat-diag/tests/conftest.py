@@ -62,6 +62,41 @@ def p1_values(dim: int, strength: float) -> dict[str, Value]:
     return out
 
 
+def p2_values(dim: int, strength: float) -> dict[str, Value]:
+    """A κ that keeps its word on average, and a σ that is too small where it is small."""
+    floor = -(dim / 2) * math.log(2) * 0.6
+    known = {"dir_uniform": floor - strength, "dir_marginal": floor - strength, "dir_expected": floor - strength - 0.4}
+    known |= {"mag_marginal": -0.8, "b0f": floor - strength - 0.8, "b5": -0.6 * strength}
+    out = {f"dnll_{name}": figure(value, 0.4, floor=0.0) for name, value in known.items()}
+    out["dnll_dir_uniform"] = figure(floor - strength, 0.4, floor=floor)
+    out["var_dnll_dir_uniform"] = figure(floor - 0.8 * strength, 0.4)
+    parts = {"nll_dir": -0.9 * dim, "nll_mag": 3.4, "jacobian": 3.4 * dim, "nll": 2.5 * dim + 3.4}
+    out |= {name: figure(value, 0.8, unit="nats/frame") for name, value in parts.items()}
+    out |= {"cosine": figure(0.68, 0.01, floor=0.66), "cosine_expected": figure(0.69, 0.01)}
+    out |= {
+        "var_cosine": figure(0.675, 0.01),
+        "cosine_null": figure(dim**-0.5, 0.0),
+        "cosine_floor": figure(0.66, 0.01),
+    }
+    out |= {
+        f"kappa_{name}": figure(scale * dim, 0.02 * dim) for name, scale in (("q25", 1), ("median", 1.2), ("q75", 1.4))
+    }
+    out |= {f"sigma_{name}": figure(0.2 + 0.05 * i, 0.01) for i, name in enumerate(("q25", "median", "q75"))}
+    out |= {"logmag_r2": figure(0.4, 0.02, floor=0.0), "saturated_fraction": figure(0.0, 0.0, ceiling=0.0)}
+    out["still_fraction"] = figure(0.0, 0.0)
+    for i in range(1, 11):
+        promised, sigma = 0.5 + 0.025 * i, 0.1 + 0.03 * i
+        out[f"calibration.kappa[{i}]"] = figure(promised - 0.01, 0.01, ceiling=promised)
+        out[f"calibration.kappa_expected[{i}]"] = figure(promised, 0.002)
+        out[f"calibration.sigma[{i}]"] = figure(1.2 - 0.02 * i, 0.05, ceiling=1.0)
+        out[f"calibration.sigma_predicted[{i}]"] = figure(sigma, 0.002)
+        out[f"calibration.cosine.pit[{i}]"] = figure(0.6 + 0.04 * (i - 5.5) ** 2, 0.05, ceiling=1.0)
+        out[f"calibration.length.pit[{i}]"] = figure(1.0, 0.05, ceiling=1.0)
+    out |= {f"calibration.{name}": figure(0.012, 0.008, ceiling=0.0) for name in ("kappa_error", "sigma_error")}
+    out |= {f"calibration.{name}.ks": figure(0.12, 0.02, ceiling=0.005) for name in ("cosine", "length")}
+    return {f"p2.{key}": value for key, value in out.items()}
+
+
 def p4_values(dim: int, rho: float) -> dict[str, Value]:
     out = {f"p4.rho[{k}]": figure(rho**k, 0.02, floor=0.0) for k in range(1, 17)}
     out |= {f"p4.spectrum[{i}]": figure(2.5 * math.exp(-i / 5) + 0.2, 0.1, floor=1.0) for i in range(17)}
@@ -140,10 +175,11 @@ def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> 
 
 
 def real(names: dict[str, int]) -> Results:
-    """A results.json of representations name -> dimension, with P0, P1, P4, R1, R2 and R4."""
+    """A results.json of representations name -> dimension, with P0, P1, P2, P4, R1, R2 and R4."""
     results = {
         name: p0_values()
         | p1_values(dim, 4.0 + 2 * i)
+        | p2_values(dim, 4.0 + 2 * i)
         | p4_values(dim, 0.75 - 0.15 * i)
         | r1_values(dim)
         | r2_values(dim)

@@ -68,14 +68,14 @@ def test_a_whole_report_asks_every_question_and_shows_figures_with_floors(
     text, markdown = written(runs, tmp_path / "report.html")
     page = Page(text)
     questions = [section.question for section in report.make_sections([report.open_run(run) for run in runs])[1]]
-    assert len(questions) == 15
+    assert len(questions) == 16
     for question in questions:
         assert question in page.text
         assert f"## {question}" in markdown
     for needed in ("lyra", "−4.0", "[−4.3, −3.7]", "floor −22.2", "earlier work, Mimi 512-d", "33 speakers", "0.84"):
         assert needed in page.text, needed
     assert (
-        page.tags.count("img") == markdown.count("![") == len(list((tmp_path / "report_figures").glob("*.svg"))) == 11
+        page.tags.count("img") == markdown.count("![") == len(list((tmp_path / "report_figures").glob("*.svg"))) == 13
     )
     assert "Not run" not in page.text.replace("Not run. No audio came with these results.", "")
 
@@ -103,6 +103,17 @@ def test_clusters_are_held_against_earlier_work_and_p1(tmp_path: Path, real_resu
     assert row.startswith(
         "| lyra, lag 4 | 1.000 \\[0.996, 1.004\\] | 1.000 \\[0.997, 1.003\\] |"
     )  # the control beside it
+
+
+def test_direction_and_length_stand_apart_with_what_their_law_promises(tmp_path: Path, real_results: Maker) -> None:
+    save(tmp_path, real_results({"lyra": 64, "mel": 32}))
+    _, pages = report.make_sections([report.open_run(tmp_path)])
+    page = next(page for page in pages if page.id == "decomposition")
+    assert len(page.pictures) == 2
+    rows = {row[0].small: row[1:] for table in page.tables for row in table.rows}
+    assert (rows["p2.cosine"][0].text, rows["p2.cosine"][0].floor) == ("0.680", "floor 0.660")
+    assert rows["p2.dnll_dir_uniform"][0].floor == "floor −13.3"  # 0.6·32·ln 2
+    assert rows["p2.calibration.kappa_error"][1].text == "0.012"
 
 
 def test_a_model_trained_on_rollouts_stands_beside_the_one_step_predictor(tmp_path: Path, real_results: Maker) -> None:
@@ -221,6 +232,7 @@ def test_audio_is_embedded_and_what_is_missing_is_named(tmp_path: Path, real_res
     [
         ("p0.", "--only p0"),
         ("p1.", "--only p1"),
+        ("p2.", "--only p2"),
         ("p4.", "--only p4"),
         ("r1.", "--only r1"),
         ("", "arlat diag calibrate"),
@@ -239,7 +251,7 @@ def test_an_empty_result_still_makes_a_report(tmp_path: Path, real_results: Make
     base = real_results({"a": 16})
     run = save(tmp_path / "r", base.model_copy(update={"results": {"a": {}}}))
     text, _ = written([run], tmp_path / "report.html")
-    assert Page(text).text.count("Not run.") == 9
+    assert Page(text).text.count("Not run.") == 10
     assert "not run" in Page(text).text
 
 

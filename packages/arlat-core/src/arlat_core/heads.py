@@ -103,6 +103,10 @@ class Head(nn.Module, ABC):
         rows[:, : self.dim] += self.along(cosine, length) * torch.eye(self.dim).to(rows).repeat(
             len(rows) // self.dim, 1
         )
+        if len(rows) == self.dim:  # a single law needs no difference from others
+            rows.zero_()
+            self.linear.bias[self.bearing] = 0
+        rows[:, : self.dim] += self.along(cosine) * torch.eye(self.dim).to(rows).repeat(len(rows) // self.dim, 1)
 
     def along(self, cosine: float, length: float) -> float:
         """Weight of a feature of size 1 in its own coordinate of the step, in the head's units."""
@@ -190,6 +194,8 @@ class PolarHead(Head):
         with torch.no_grad():
             # A direction has no scale at the start, only a bearing: random, as components must not start alike.
             nn.init.normal_(self.linear.bias[: components * dim], std=dim**-0.5)
+            if components == 1:  # at their gain even small weights would make κ and σ guesses
+                self.linear.weight[dim:] = 0
 
     @property
     def bearing(self) -> slice:

@@ -17,7 +17,7 @@ from arlat_diag.verdicts import ratio as ratio_of
 LISTEN = "arlat diag listen"
 BATTERY = "arlat diag battery data.latents_dir=STORE --out RUN --only {}"
 COMMANDS = {
-    **{name: BATTERY.format(name) for name in ("p0", "p1", "p4", "r1", "r2", "r3", "r4", "l2")},
+    **{name: BATTERY.format(name) for name in ("p0", "p1", "p2", "p4", "r1", "r2", "r3", "r4", "l2")},
     "l1": LISTEN,
 }
 """What makes the figures of each family of keys."""

@@ -12,7 +12,7 @@ from scipy import optimize
 from torch import Tensor
 
 MOST = 1e8  # κ of directions that are all the same, to rounding
-NODES = 96  # of Gauss–Legendre on either side of a cosine: 1e-10 of the integral
+NODES = 96  # of Gauss–Legendre on either side of a cosine: 1e-11 of the integral
 REACH = 12.0  # standard deviations of the angle around its mode beyond which there is nothing
 BLOCK = 4096  # rows at a time
 

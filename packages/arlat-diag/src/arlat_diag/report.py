@@ -21,6 +21,7 @@ from arlat_diag import (
     appendix,
     clustering_sections,
     decision_sections,
+    decomposition_sections,
     rollout_sections,
     sections,
 )
@@ -92,6 +93,7 @@ def make_sections(runs: Sequence[Run], baseline: str = "") -> tuple[list[str], l
         decision_sections.hypotheses(results, baseline),
         sections.trap(subjects, look),
         sections.predictability(subjects, look),
+        decomposition_sections.decompositions(subjects),
         clustering_sections.clustering(results, subjects),
         sections.geometry(results, subjects, look),
         rollout_sections.rollouts(subjects),

@@ -99,9 +99,32 @@ class VmfWalk(Process[Config]):
         values |= {f"r1.A.cosine[{step}]": mean_cosine for step in range(1, process.STEPS + 1)}
         values |= {f"r1.{mode}.cosine[1]": mean_cosine for mode in "BCD"}
         values |= {f"r1.A.state_error[{step}]": exact(0.0) for step in range(1, process.STEPS + 1)}
+        values |= apart(self.kappa, c.mu, c.sigma, dim)
         z = self.simulate(CHAINS, FRAMES, generator)
         values |= against_marginal(nll, z, frame_rate)
+        values["p2.dnll_b5"] = values["p1.h1.dnll_b5"]
         return values | autocorrelations(z)
+
+
+def apart(kappa: float, mu: float, sigma: float, dim: int) -> Truth:
+    """What direction and length score apart (P2): the law is the same at every frame, and its directions have no marginal."""
+    direction, length = sphere.entropy(kappa, dim), sphere.lognormal_entropy(mu, sigma)
+    known, cosine = direction - sphere.log_area(dim), sphere.resultant(kappa, dim)
+    values = {
+        "nll": direction + length + (dim - 1) * mu,
+        "nll_dir": direction,
+        "nll_mag": length,
+        "jacobian": (dim - 1) * mu,
+        "cosine": cosine,
+        "cosine_expected": cosine,
+        "logmag_r2": 0.0,
+        "dnll_mag_marginal": 0.0,
+        "still_fraction": 0.0,
+    }
+    values |= {f"dnll_{name}": known for name in ("dir_uniform", "dir_marginal", "dir_expected", "b0f")}
+    values |= {f"kappa_{name}": kappa for name in ("q25", "median", "q75")}
+    values |= {f"sigma_{name}": sigma for name in ("q25", "median", "q75")}
+    return {f"p2.{name}": exact(value) for name, value in values.items()}
 
 
 def against_marginal(nll: float, z: Tensor, frame_rate: float) -> Truth:

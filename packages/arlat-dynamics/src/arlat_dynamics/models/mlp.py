@@ -19,7 +19,6 @@ from arlat_dynamics.block import Activation, Block
 from arlat_dynamics.headed import HeadConfig, HeadedModel, measure
 from arlat_dynamics.models.linear import LinearModel, fit_linear
 
-START = 0.1  # untrained blocks, as a part of nn.Linear's: the stream is at first what enters it
 JUDGED = 4096  # validation windows that say how right the VAR's direction is
 
 
@@ -77,7 +76,8 @@ class ResidualMLP(HeadedModel, WindowModel):
 
     @torch.no_grad()
     def follow(self, var: LinearModel, judge: Rows) -> None:
-        """Makes x₀ the VAR's prediction, in units of its size, and the head follow it as far as it is right on `judge`."""
+        """Makes x₀ the VAR's prediction in units of its size, which blocks leave alone at first, and the head follow it as far
+        as it is right on `judge`."""
         d = self.dim
         lags = torch.zeros(self.context, d, d)  # [lag, input, output], newest first
         known = var.weight.view(-1, d, d)[: self.context]
@@ -95,7 +95,7 @@ class ResidualMLP(HeadedModel, WindowModel):
         self.enter.weight[d:].mul_(START)
         self.enter.bias[d:] = 1.0  # what the rest of the stream is measured against
         for block in self.blocks:
-            block.down.weight.mul_(START)  # type: ignore[union-attr,operator]
+            block.down.weight.zero_()  # type: ignore[union-attr,operator]
             block.down.bias.zero_()  # type: ignore[union-attr,operator]
         cosine = float(nn.functional.cosine_similarity(predicted, true, dim=-1).mean())
         self.head.follow(cosine, float(size) * d**0.5 / float(self.head.scale))

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "battery.jsonl"
-STAGES = ("p0", "p1", "p4", "r1", "r2", "r3", "r4")
-STAGES = ("p0", "p1", "p2", "p4", "r1", "r3", "r4")
+STAGES = ("p0", "p1", "p2", "p4", "r1", "r2", "r3", "r4")
 
 
 def run_stage(stage: str, store: Path, out: Path) -> dict[str, float]:

@@ -119,5 +119,5 @@ def test_what_cannot_be_fitted_is_said_in_words(planted: LatentStore, tmp_path: 
     with pytest.raises(UserError, match="more than 8192"):
         readout.fit_readout(planted, 2, 4000, tmp_path)
     short = LatentStore.open(make("white", 3, 4, 5, 4, 0, tmp_path / "short"))
-    with pytest.raises(UserError, match="2 directions need more than 2 frames with 4 after them"):
-        readout.fit_readout(short, 2, 2, tmp_path / "fit", kind="slow", future_frames=4)
+    with pytest.raises(UserError, match="3 directions need more than 3 frames with 4 after them"):
+        readout.fit_readout(short, 3, 2, tmp_path / "fit", kind="slow", future_frames=4)

@@ -100,13 +100,11 @@ class Head(nn.Module, ABC):
         if self.hidden < self.dim:
             raise ValueError(f"{self.hidden} features cannot hold a direction of {self.dim} dimensions.")
         rows = self.linear.weight[self.bearing]
-        rows[:, : self.dim] += self.along(cosine, length) * torch.eye(self.dim).to(rows).repeat(
-            len(rows) // self.dim, 1
-        )
         if len(rows) == self.dim:  # a single law needs no difference from others
             rows.zero_()
             self.linear.bias[self.bearing] = 0
-        rows[:, : self.dim] += self.along(cosine) * torch.eye(self.dim).to(rows).repeat(len(rows) // self.dim, 1)
+        eye = torch.eye(self.dim).to(rows).repeat(len(rows) // self.dim, 1)
+        rows[:, : self.dim] += self.along(cosine, length) * eye
 
     def along(self, cosine: float, length: float) -> float:
         """Weight of a feature of size 1 in its own coordinate of the step, in the head's units."""

@@ -144,8 +144,7 @@ def count(store: LatentStore, split: str) -> Count:
 
 
 def main(arguments: list[str], prog: str) -> int:
-    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p4,r1,r2,r3,r4]`."""
-    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p2,p4,r1,r3,r4]`."""
+    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p2,p4,r1,r2,r3,r4]`."""
     from rich.console import Console
 
     config = parse(Config, arguments, prog, "Measures a latent store and writes results.json.")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stage 1 of the research plan on a folder of speech: runs/stage1.sh AUDIO_FOLDER OUT_FOLDER [CODEC…]
 # The first CODEC is the one whose linear readouts are tried; all are measured alike. A killed run goes on where it stopped.
-# PRESET=FILE.toml gives the battery other settings than conf/diag/stage1.toml.
+# PRESET=FILE.toml gives the battery other settings than conf/diag/stage1.toml, EXTRACT='--max-speakers 60' a part of the audio.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 audio=$1 out=$2; shift 2
@@ -18,7 +18,8 @@ measure() {  # STORE RUN: A (direction × length, and training on rollouts: p2, 
 # C: codecs side by side
 for codec in "${codecs[@]}"; do
     store=$out/stores/$(name "$codec")
-    arlat data extract --audio "$audio" --codec "$codec" --out "$store"
+    # shellcheck disable=SC2086  # EXTRACT holds several words
+    arlat data extract --audio "$audio" --codec "$codec" --out "$store" ${EXTRACT:-}
     measure "$store" "$out/runs/$(name "$codec")"
 done
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from arlat_core.intervals import make_value
 from arlat_core.types import Value
 from torch import Tensor
-
-from arlat_diag.intervals import make_value
 
 FEWEST_IN_BIN = 20
 PIT_BINS = 10

@@ -30,6 +30,7 @@ import torch
 from arlat_core.config import Config as BaseConfig
 from arlat_core.distributions import VonMisesLogNormal
 from arlat_core.distributions.uniform_lognormal import log_sphere_area
+from arlat_core.intervals import worst
 from arlat_core.types import Count, Result, Value
 from arlat_dynamics import checkpoint
 from arlat_dynamics.models.mlp import ResidualMLP, start
@@ -41,7 +42,6 @@ from torch import Tensor
 from arlat_diag.baselines import Marginal
 from arlat_diag.diagnostics import p1
 from arlat_diag.directions import DirectionLaw, around, concentration, cosine_cdf, fit_directions
-from arlat_diag.intervals import worst
 from arlat_diag.reliability import Origin, bin_means, binned_error, bins, centred_squares, root, transform
 from arlat_diag.utterance_halves import halves, rank
 

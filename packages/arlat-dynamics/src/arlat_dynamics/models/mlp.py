@@ -83,16 +83,15 @@ class ResidualMLP(HeadedModel, WindowModel):
         known = var.weight.view(-1, d, d)[: self.context]
         lags[: len(known)] = known
         newest = self.scale[:, None] * lags.sum(0)
-        older = (
-            lags.flip(0).cumsum(0).flip(0)[1:].flip(0)
-        )  # of each step, oldest first: z_{t−i} is z_t less the steps since
+        # z_{t−i} is z_t less the steps since, so that a step has the weights of all frames before it; oldest first.
+        older = lags.flip(0).cumsum(0)[:-1]
         weight = torch.cat([newest[None], -self.step_scale[:, None] * older]).flatten(0, 1)  # [w*d d]
         bias = var.bias + (self.center - var.center) @ lags.sum(0)
         predicted, true = var.predict(judge.context), judge.target
         size = predicted.square().mean().sqrt().clamp_min(1e-30)
         self.enter.weight[:d] = weight.mT / size
         self.enter.bias[:d] = bias / size
-        self.enter.weight[d:].mul_(START)
+        self.enter.weight[d:].zero_()
         self.enter.bias[d:] = 1.0  # what the rest of the stream is measured against
         for block in self.blocks:
             block.down.weight.zero_()  # type: ignore[union-attr,operator]

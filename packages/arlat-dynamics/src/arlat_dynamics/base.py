@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from arlat_core.distributions import StepDistribution
 from torch import Tensor, nn
 
 State = Any  # a value: tensors in (named) tuples, never changed in place
+UNBOUNDED = sys.maxsize  # `context` of a model that depends on every frame so far
 
 
 class Rows(Protocol):
@@ -55,7 +57,8 @@ def row_blocks(rows: Tensor, size: int) -> list[Tensor]:
 class Dynamics(nn.Module, ABC):
     """p(Δ_{t+1} | z_1 … z_t), with its state as a value.
 
-    `context` is the number of newest frames that the law may depend on, `dim` is D, `plugin` the name of the module
+    `context` is the number of newest frames that the law may depend on, or UNBOUNDED, which is longer than any sequence;
+    a sequence, and so the prefix of a rollout, may always be shorter. `dim` is D, `plugin` the name of the module
     (under an `arlat.dynamics` entry point) whose `build(settings)` makes the model anew from `settings()`.
     """
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from arlat_core.config import Config as BaseConfig
 from arlat_core.distributions import StepDistribution
 from arlat_core.heads import build_head
+from arlat_core.seed import seeded
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -106,3 +108,20 @@ class HeadedModel(Dynamics):
     def saturated_fraction(self, x: Tensor) -> float:
         """Part of the bounded parameters near the end of their range, in the laws after the last frame of x [n t d]."""
         return self.head.saturated_fraction(self.features(x)[:, -1])
+
+
+M = TypeVar("M", bound=HeadedModel)
+
+
+def begin(
+    build: Callable[[dict[str, object]], M],
+    settings: dict[str, object],
+    windows: WindowSource,
+    rows: Tensor,
+    generator: torch.Generator,
+) -> M:
+    """An untrained model at the scales of the windows at `rows`, its weights a function of the generator."""
+    with seeded(generator):
+        model = build(settings)
+    model.calibrate(measure(windows, rows))
+    return model

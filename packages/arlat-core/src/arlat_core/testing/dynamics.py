@@ -30,7 +30,8 @@ def check_dynamics(model: Steps, frames: int = 13, scale: float = 1.0, tolerance
     """Raises AssertionError, with values, when a dynamics model breaks its contract.
 
     unroll = steps, also going on from unroll's state; the past never sees the future; batch items are independent;
-    nothing older than `context` frames matters where the model says so; calls repeat and leave states as they were.
+    nothing older than `context` frames matters (of a model without such a bound, whose `context` is longer than `frames`,
+    there is nothing to check); calls repeat and leave states as they were.
     """
     generator = torch.Generator().manual_seed(0)
     x = scale * torch.randn(3, frames, model.dim, generator=generator)

@@ -10,13 +10,12 @@ from typing import ClassVar
 import torch
 from arlat_core.config import Config as BaseConfig
 from arlat_core.distributions import StepDistribution
-from arlat_core.seed import seeded
 from pydantic import Field
 from torch import Tensor, nn
 
 from arlat_dynamics.base import Rows, WindowModel, WindowSource, spread_out
 from arlat_dynamics.block import Activation, Block
-from arlat_dynamics.headed import HeadConfig, HeadedModel, measure
+from arlat_dynamics.headed import HeadConfig, HeadedModel, begin
 from arlat_dynamics.models.linear import LinearModel, fit_linear
 
 JUDGED = 4096  # validation windows that say how right the VAR's direction is
@@ -122,9 +121,7 @@ def start(
     Its weights are a function of the generator. The VAR's order and ridge are chosen on `validation_rows`, other speakers,
     unless it is given. Where the stream is narrower than D it starts without the VAR.
     """
-    with seeded(generator):
-        model = build(settings)
-    model.calibrate(measure(windows, rows))
+    model = begin(build, settings, windows, rows, generator)
     if model.enter.out_features >= model.dim:
         known = fit_linear(windows, rows, validation_rows) if var is None else var
         model.follow(known, windows.gather(spread_out(validation_rows, JUDGED)))

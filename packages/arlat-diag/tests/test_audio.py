@@ -11,6 +11,7 @@ import soundfile
 import torch
 from arlat_core.types import LatentSpec
 from arlat_diag.audio import LABELS, audio_examples
+from arlat_dynamics.models import gru
 from arlat_dynamics.models.linear import Config, LinearModel
 from torch import Tensor
 
@@ -88,3 +89,10 @@ def test_short_utterances_give_a_note_and_foreign_codecs_are_refused(tmp_path: P
     other.spec = SPEC.model_copy(update={"fingerprint": "1"})
     with pytest.raises(ValueError, match="fingerprint"):
         audio_examples(other, Held(), model(0.5), tmp_path / "audio")
+
+
+def test_a_model_that_remembers_everything_needs_no_longer_beginning(tmp_path: Path) -> None:
+    unbounded = gru.build({"dim": D, "width": 8, "depth": 1, "head": {"name": "gaussian"}})
+    entries, notes = audio_examples(store(), Held(), unbounded, tmp_path / "audio", count=1)
+    assert notes == []
+    assert len(entries) == 4

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from arlat_dynamics.base import Dynamics
 
 LABELS = ("true latents", "one step ahead from true latents", "mean rollout", "sample rollout")
+WAITED_FOR = 32  # frames of context that a clip has at least; a model that remembers more begins with what there is
 
 
 def audio_examples(
@@ -42,7 +43,7 @@ def audio_examples(
     """
     store.spec.require(codec.spec, f"The store {store.path}")
     rate = store.spec.frame_rate
-    width = max(model.context, round(prefix_seconds * rate))
+    width = max(min(model.context, WAITED_FOR), round(prefix_seconds * rate))
     steps = max(1, round(rollout_seconds * rate))
     generator = torch.Generator().manual_seed(seed)
     split = store.load("eval")

@@ -16,12 +16,15 @@ from torch.nn.functional import softplus
 from arlat_core.config import UserError
 from arlat_core.distributions import (
     DiagonalGaussian,
+    Flow,
     GaussianMixture,
     PolarMixture,
     PowerSphericalLogNormal,
     StepDistribution,
     VonMisesLogNormal,
+    base,
 )
+from arlat_core.distributions.flow import Couplings, fixed_noise
 
 LOG_SCALE_RANGE = 6.0  # |log scale| in units of the typical one stays below this, softly
 SATURATED = 0.75  # part of the range beyond which a scale counts as saturated
@@ -30,13 +33,15 @@ KAPPA_START = 0.5  # κ/D of an untrained head
 KAPPA_RAW = math.log(math.expm1(KAPPA_START))  # softplus of which it is
 KAPPA_LEAST = 0.1  # κ that a head starts with at least
 COMPONENTS = 8
+COUPLINGS = 6  # layers of a flow, in pairs that hold complementary halves
+COUPLING_UNITS = 64
 START = 0.1  # an untrained head's weights, as a part of nn.Linear's: it hardly depends on its features
 SCALAR_GAIN = 4.0  # κ, mu and log_sigma move so many times faster than a coordinate: their ranges are wide, a learning rate is not
 
 
 def soft_bound(raw: Tensor) -> Tensor:
-    """Maps R to (−LOG_SCALE_RANGE, LOG_SCALE_RANGE); the slope falls like 1/raw² and is never 0."""
-    return raw / (1 + raw.abs() / LOG_SCALE_RANGE)
+    """Maps R to (−LOG_SCALE_RANGE, LOG_SCALE_RANGE) with a slope that is never 0."""
+    return base.soft_bound(raw, LOG_SCALE_RANGE)
 
 
 def near_bound(bounded: Tensor) -> Tensor:
@@ -263,9 +268,63 @@ class VonMisesMixtureHead(PolarHead):
         return PolarMixture(self.raw(hidden)[4], *self.parts(hidden))
 
 
+def held_halves(dim: int) -> Tensor:
+    """Which coordinates [l d] each coupling holds: half of a fixed permutation, then the other half, for every pair."""
+    generator = torch.Generator().manual_seed(0)
+    halves = []
+    for _ in range(COUPLINGS // 2):
+        first = torch.zeros(dim, dtype=torch.bool)
+        first[torch.randperm(dim, generator=generator)[: dim // 2]] = True
+        halves += [first, ~first]
+    return torch.stack(halves)
+
+
+class FlowHead(Head):
+    """Conditional normalising flow: the one-step sampling head.
+
+    It is the flow of "consistency / flow": like a consistency model it draws in one pass, but its density is exact, so that
+    it is compared in nats with every other law. A consistency model has no density to compare.
+    Untrained it is the Gaussian head: the couplings' last weights are 0.
+    """
+
+    name = "flow"
+    held: Tensor
+    nodes: Tensor
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__(dim, hidden, COUPLINGS * COUPLING_UNITS + 2 * dim)
+        self.inward = nn.Parameter(torch.randn(COUPLINGS, dim, COUPLING_UNITS) * max(1, dim / 2) ** -0.5)
+        self.outward = nn.Parameter(torch.zeros(COUPLINGS, COUPLING_UNITS, 2 * dim))
+        self.register_buffer("held", held_halves(dim), persistent=False)
+        self.register_buffer("nodes", fixed_noise(dim), persistent=False)
+        with torch.no_grad():  # units bend in different places
+            nn.init.normal_(self.linear.bias[: -2 * dim])
+
+    @property
+    def bearing(self) -> slice:
+        """The shift after all couplings."""
+        return slice(COUPLINGS * COUPLING_UNITS, COUPLINGS * COUPLING_UNITS + self.dim)
+
+    def raw(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The couplings' biases [... l k], the shift and the unbounded log-scale [... d] after them."""
+        bias, loc, log_scale = self.linear(hidden).split([COUPLINGS * COUPLING_UNITS, self.dim, self.dim], -1)
+        return bias.unflatten(-1, (COUPLINGS, COUPLING_UNITS)), loc, log_scale
+
+    def forward(self, hidden: Tensor) -> Flow:
+        """The flows [...]."""
+        bias, loc, log_scale = self.raw(hidden)
+        unit = self.log_coordinate_scale()
+        layers = Couplings(self.inward, self.outward, self.held, self.nodes)
+        return Flow(unit.exp() * loc, unit + soft_bound(log_scale), bias, layers)
+
+    def saturation(self, hidden: Tensor) -> list[Tensor]:
+        """Flags of the scales after all couplings."""
+        return [near_bound(soft_bound(self.raw(hidden)[2]))]
+
+
 HEADS: dict[str, Any] = {
     head.name: head
-    for head in (GaussianHead, GaussianMixtureHead, VonMisesHead, PowerSphericalHead, VonMisesMixtureHead)
+    for head in (GaussianHead, GaussianMixtureHead, VonMisesHead, PowerSphericalHead, VonMisesMixtureHead, FlowHead)
 }
 
 

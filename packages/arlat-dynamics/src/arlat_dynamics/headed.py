@@ -24,7 +24,7 @@ class HeadConfig(BaseConfig):
     """The law that a model ends in."""
 
     name: str = "vmf"
-    """gaussian, gaussian_mixture, vmf, vmf_mixture or power_spherical."""
+    """gaussian, gaussian_mixture, vmf, vmf_mixture, power_spherical or flow."""
     components: int | None = Field(default=None, gt=0)
     """Components of a mixture (default: 8)."""
 

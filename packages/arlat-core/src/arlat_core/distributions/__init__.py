@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arlat_core.distributions.affine import Affine
 from arlat_core.distributions.base import StepDistribution
+from arlat_core.distributions.flow import Flow
 from arlat_core.distributions.gaussian import DiagonalGaussian, FullGaussian
 from arlat_core.distributions.mixture import GaussianMixture
 from arlat_core.distributions.polar_mixture import PolarMixture
@@ -14,6 +15,7 @@ from arlat_core.distributions.vmf_lognormal import VonMisesLogNormal
 __all__ = [
     "Affine",
     "DiagonalGaussian",
+    "Flow",
     "FullGaussian",
     "GaussianMixture",
     "PolarMixture",

@@ -63,6 +63,11 @@ def uniform(shape: torch.Size | tuple[int, ...], like: Tensor, generator: torch.
     return torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
 
 
+def soft_bound(raw: Tensor, limit: float) -> Tensor:
+    """Maps R to (−limit, limit); the slope is 1 at 0, falls like 1/raw² and is never 0."""
+    return raw / (1 + raw.abs() / limit)
+
+
 def solve_lower(factor: Tensor, x: Tensor) -> Tensor:
     """factor⁻¹ x for x [... d] and a lower triangular factor [d d]."""
     flat = x.reshape(-1, x.shape[-1])

@@ -12,6 +12,7 @@ from arlat_core.distributed import is_first
 from arlat_core.files import atomic_write, safe_name, write_json
 from arlat_core.run import manifest, run_directory
 
+from arlat_dynamics.noise import NoiseConfig
 from arlat_dynamics.rollout_config import RolloutTrainConfig
 
 if TYPE_CHECKING:
@@ -87,13 +88,13 @@ def train_grid(
 
 
 def with_baselines(points: dict[str, Config]) -> dict[str, Config]:
-    """The points, and before them what each model is before rollout training: trained on one step alone."""
+    """The points, and before them what each model is before rollout training: trained on one step alone, without noise."""
     before: dict[str, Config] = {}
-    for config in points.values():
+    for name, config in points.items():
         alone = {"steps": 1, "objective": "mean_nll", "teacher_weight": 0.0, "state_weight": 0.0, "curriculum": 0.0}
-        one = config.model_copy(update=alone | {"true_frames": (0.0, 0.0)})
+        one = config.model_copy(update=alone | {"true_frames": (0.0, 0.0), "noise": NoiseConfig()})
         if all(one != other for other in before.values()):
-            before["one step" if not before else f"one step {len(before) + 1}"] = one
+            before[f"one step (model of {name})" if before else "one step"] = one
     return before | points
 
 

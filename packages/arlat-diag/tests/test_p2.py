@@ -70,6 +70,8 @@ def test_the_walk_is_calibrated_and_every_figure_has_an_interval(walk: Result) -
     assert known(values["p2.dnll_dir_uniform"]) < floor < 0
     whole = sum(known(values[f"p2.{part}"]) for part in ("nll_dir", "nll_mag", "jacobian"))
     assert known(values["p2.nll"]) == pytest.approx(whole, abs=1e-9)
+    varies = known(values["p2.kappa_q75"]) > 1.001 * known(values["p2.kappa_q25"])
+    assert any("κ is the same for every frame" in note for note in walk.notes) != varies
     assert len(walk.worst) == 20
     assert walk.worst[0].value >= walk.worst[19].value > known(values["p2.dnll_b5"])
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from arlat_dynamics.models.linear import LinearModel
 
 STILL = 1e-15  # a step shorter than this has no direction
+SAME = 1e-3  # κ whose quartiles are nearer do not depend on the context
 BLOCK = 2048  # frames scored at a time
 JUDGED = 20_000  # training steps that place the one κ of the VAR and of mean reversion
 QUARTILES = (("q25", 0.25), ("median", 0.5), ("q75", 0.75))
@@ -124,8 +126,8 @@ def run(
     rows = going.nonzero()[:, 0]
     settings = config.model_dump(mode="json")
     if not min(len(data.fit_rows), len(data.validation_rows), len(rows)):
-        none = Count(speakers=0, utterances=0, frames=0)
-        return Result(values={"p2.nll": Value(value=None, n=none, status="not run: no frame moves")}, settings=settings)
+        none = Value(value=None, n=Count(speakers=0, utterances=0, frames=0), status="not run: no frame moves")
+        return Result(values={"p2.nll": none}, settings=settings)
     progress("P2 model")
     var, reversion = p1.linear_models(data, config.predictor, store, run_dir)
     model = fit_model(data, config, store, run_dir / "models" / "p2", var, device)
@@ -151,6 +153,12 @@ def remarks(values: dict[str, Value], data: p1.Data, going: Tensor, dim: int) ->
     saturated = values["p2.saturated_fraction"].value or 0.0
     if saturated > 0.01:
         notes.append(f"p2: {100 * saturated:.1f} % of the predicted κ, μ and σ are near their bounds.")
+    least, most = (values[f"p2.kappa_{name}"].value or 1.0 for name in ("q25", "q75"))
+    if most < (1 + SAME) * least:
+        notes.append(
+            "p2: κ is the same for every frame. The network found nothing beyond the linear VAR's direction, or has too few windows "
+            "for its size: bins of κ then say no more than the mean."
+        )
     still = int((~going).sum())
     if still:
         notes.append(f"p2: {still} of {len(going)} held-out frames do not move at all and are left out.")
@@ -295,21 +303,19 @@ def figures(frames: Frames, rivals: Rivals, origin: Origin) -> dict[str, Value]:
     clear = (length > 0.05 * length.median()).nonzero()[:, 0]
     floor = float(frames.other_cosine["floor"][clear].mean())
 
-    def nats(values: Tensor, floor: float | None = None) -> Value:
-        return origin.value(values, unit="nats/frame", floor=floor)
-
+    nats = partial(origin.value, unit="nats/frame")
     out = {
         "nll": nats(nll["model"]),
         "nll_dir": nats(nll["dir"]),
         "nll_mag": nats(nll["mag"]),
         "jacobian": nats(nll["jacobian"]),
-        "dnll_dir_uniform": nats(nll["dir"] - uniform, float((nll["dir_floor"] - uniform).mean())),
+        "dnll_dir_uniform": nats(nll["dir"] - uniform, floor=float((nll["dir_floor"] - uniform).mean())),
         "dnll_dir_marginal": nats(nll["dir"] - nll["dir_marginal"]),
         "dnll_dir_expected": nats(-vmf_kl_uniform(frames.kappa, frames.dim)),
         "var_dnll_dir_uniform": nats(nll["dir_var"] - uniform),
-        "dnll_mag_marginal": nats(nll["mag"] - nll["mag_marginal"], 0.0),
+        "dnll_mag_marginal": nats(nll["mag"] - nll["mag_marginal"], floor=0.0),
         "dnll_b0f": nats(nll["model"] - nll["b0f"]),
-        "dnll_b5": nats(nll["model"] - nll["b5"], 0.0),
+        "dnll_b5": nats(nll["model"] - nll["b5"], floor=0.0),
         "cosine": origin.value(frames.cosine, clear, floor=floor),
         "cosine_expected": origin.value(vmf_mean_resultant(frames.kappa, frames.dim), clear),
         "cosine_floor": origin.value(frames.other_cosine["floor"], clear),

@@ -6,6 +6,7 @@ from typing import Any
 
 from arlat_kernels.mixture import mixture_nll
 from arlat_kernels.op import Op, TwinUnavailableError, UnknownTwinError
+from arlat_kernels.residual_rollout import ResidualRollout, ResidualWeights, residual_rollout, residual_rollout_op
 from arlat_kernels.rollout_loss import RolloutLoss, rollout_loss, rollout_loss_op
 from arlat_kernels.vmf import vmf_entropy, vmf_kl_uniform, vmf_log_norm, vmf_mean_resultant
 from arlat_kernels.vmf_nll import vmf_nll, vmf_nll_natural, vmf_nll_polar
@@ -21,15 +22,20 @@ OPS: tuple[Op[Any], ...] = (
     vmf_nll_polar,
     vmf_draw,
     rollout_loss_op,
+    residual_rollout_op,
 )
 
 __all__ = [
     "OPS",
     "Op",
+    "ResidualRollout",
+    "ResidualWeights",
     "RolloutLoss",
     "TwinUnavailableError",
     "UnknownTwinError",
     "mixture_nll",
+    "residual_rollout",
+    "residual_rollout_op",
     "rollout_loss",
     "rollout_loss_op",
     "vmf_draw",

@@ -1,0 +1,281 @@
+"""K steps of a residual MLP that is fed its own output, with everything that losses and metrics of a step need.
+
+The recurrence alone is here: normalisers, losses, masks, curricula and weights of steps are plain torch on the results
+[m b k], and autograd feeds their gradients back. So the fast twin knows no Bessel function and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, silu
+
+from arlat_kernels.build import Build
+from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
+from arlat_kernels.vmf_nll import gap, result_dtype, unit
+
+NORM_EPSILON = 1e-6  # beside the mean square in every norm
+BOUND = 6.0  # mu of a step stays below this
+LONGEST = 2.0**20  # typical steps that a step has at most
+SCALARS = 3  # rows of the head beside the direction's: κ, mu, log_sigma
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "relu2": lambda x: relu(x).square()}
+OPERANDS = ("float32", "bfloat16")
+WIDTHS = (32, 64, 128)  # of streams and frames that the Triton twin holds on chip
+HIDDEN_MULTIPLE = 64
+
+
+class ResidualWeights(NamedTuple):
+    """Weights of m residual MLPs on a window of w frames, each as `nn.Linear` has it, with a stream of s and h hidden units.
+
+    Attributes:
+        enter: [m w s d]: of the newest frame, then of the differences z_{t−j+1} − z_{t−j}, j = 1 … w−1, newest first.
+        enter_bias: [m s].
+        up: [m l h s].
+        up_bias: [m l h].
+        down: [m l s h].
+        down_bias: [m l s].
+        head: [m d+3 s]: rows of the direction, then of κ, mu and log_sigma.
+        head_bias: [m d+3].
+    """
+
+    enter: Tensor
+    enter_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    down: Tensor
+    down_bias: Tensor
+    head: Tensor
+    head_bias: Tensor
+
+
+class ResidualRollout(NamedTuple):
+    """What happened at each of k steps; κ, mu and log_sigma as the head gives them, before any bound.
+
+    Attributes:
+        predicted: State after the step, before an injection, [m b k d].
+        kappa: [m b k].
+        mu: [m b k].
+        log_sigma: [m b k].
+        gap: 1 − cosine of the step and the true step, [m b k].
+        squared_error: ‖predicted − truth‖², [m b k].
+    """
+
+    predicted: Tensor
+    kappa: Tensor
+    mu: Tensor
+    log_sigma: Tensor
+    gap: Tensor
+    squared_error: Tensor
+
+
+def alive_steps(frames: Tensor, steps: int) -> Tensor:
+    """Whether step k of each row [... k] comes before the row's first frame [... w+k d] with a coordinate that is not finite."""
+    return frames.isfinite().all(-1).cumprod(-1)[..., frames.shape[-2] - steps :].bool()
+
+
+def residual_rollout(
+    frames: Tensor,
+    given: Tensor,
+    weights: ResidualWeights,
+    *,
+    activation: str = "silu",
+    bound: float = BOUND,
+    longest: float = LONGEST,
+    operands: str = "float32",
+) -> tuple[ResidualRollout, Tensor]:
+    """The rollout of m models from frames [m b w+k d], in units of the typical step, and which steps [m b k] are alive.
+
+    The first w frames are the prefix, the others the truth. With features f_0 = z_t and f_j = z_{t−j+1} − z_{t−j},
+    x = Σ_j enter_j·f_j + enter_bias, x ← x + down·act(up·norm(x)) for each block, n = norm(x), (v, κ, mu, log_sigma) =
+    head·n, z_{t+1} = z_t + min(exp(bounded mu), longest)·v/‖v‖, where bounded mu = mu/(1 + |mu|/bound) and norm(x) =
+    x/√(mean x² + 1e-6). Where given [m b k] is true, the frame that later steps see after step k is the truth.
+
+    A row stops at its first frame that is not finite: from there on all its fields are 0, pass no gradient and are not
+    alive. Nothing else makes a row infinite: norms and bounded steps keep finite rows finite. `operands` = "bfloat16" rounds
+    what is multiplied in matrix products (weights, normalised streams, hidden units; not states, scalars, sums).
+    Differentiable in frames and weights, once with the Triton twin. Computed and returned in float32, or float64.
+
+    Raises:
+        ValueError: When shapes or options do not fit.
+    """
+    check_shapes(frames, given, weights)
+    alive = alive_steps(frames, given.shape[-1])
+    clean = torch.where(frames.isfinite().all(-1, keepdim=True), frames, 0.0)
+    out = residual_rollout_op(
+        clean, given, *weights, activation=activation, bound=bound, longest=longest, operands=operands
+    )
+    fields = (torch.where(alive.reshape(*alive.shape, *[1] * (f.dim() - alive.dim())), f, 0.0) for f in out)
+    return ResidualRollout(*fields), alive
+
+
+def residual_rollout_reference(
+    frames: Tensor,
+    given: Tensor,
+    *weights: Tensor,
+    activation: str = "silu",
+    bound: float = BOUND,
+    longest: float = LONGEST,
+    operands: str = "float32",
+) -> tuple[Tensor, ...]:
+    """The fields of `ResidualRollout` for finite frames [m b w+k d], given [m b k] and the tensors of `ResidualWeights`."""
+    named = check_shapes(frames, given, ResidualWeights(*weights))
+    check_options(activation, bound, longest, operands)
+    dtype = result_dtype(frames)
+    act, frames = ACTIVATIONS[activation], frames.to(dtype)
+    net = ResidualWeights(*(tensor.to(dtype) for tensor in named))
+    w, d = net.enter.shape[1], frames.shape[-1]
+    enter = narrowed(net.enter, operands).mT.flatten(1, 2)  # [m, w*d, s]
+    up, down = narrowed(net.up, operands).mT, narrowed(net.down, operands).mT
+    direction, scalar_rows = narrowed(net.head[:, :d], operands).mT, net.head[:, d:].mT
+    window = list(frames[:, :, :w].unbind(2))  # oldest first
+    steps: list[tuple[Tensor, ...]] = []
+    for k in range(given.shape[-1]):
+        features = [window[-1], *(window[-j] - window[-j - 1] for j in range(1, w))]
+        x = narrowed(torch.cat(features, -1), operands) @ enter + net.enter_bias[:, None]
+        for layer in range(up.shape[1]):
+            hidden = narrowed(norm(x), operands) @ up[:, layer] + net.up_bias[:, layer, None]
+            x = x + (narrowed(act(hidden), operands) @ down[:, layer] + net.down_bias[:, layer, None])
+        n = narrowed(norm(x), operands)
+        v, v_length = unit(n @ direction + net.head_bias[:, None, :d])
+        kappa, mu, log_sigma = (n @ scalar_rows + net.head_bias[:, None, d:]).unbind(-1)
+        length = torch.exp(mu / (1 + mu.abs() / bound)).clamp_max(longest)
+        after = window[-1] + length[..., None] * v
+        truth = frames[:, :, w + k]
+        away = gap(v, v_length, *unit(truth - frames[:, :, w + k - 1]))
+        steps.append((after, kappa, mu, log_sigma, away, (after - truth).square().sum(-1)))
+        window = [*window[1:], torch.where(given[:, :, k, None], truth, after)]
+    if not steps:
+        lead = frames.shape[:2]
+        return ResidualRollout(frames[:, :, w:], *(frames.new_empty(*lead, 0) for _ in range(SCALARS + 2)))
+    return ResidualRollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
+
+
+def norm(x: Tensor) -> Tensor:
+    """x/√(mean x² + 1e-6) over the last axis."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON)
+
+
+def narrowed(x: Tensor, operands: str) -> Tensor:
+    """x, rounded to bfloat16 and back where the operands are bfloat16; so is its gradient."""
+    return x.bfloat16().to(x.dtype) if operands == "bfloat16" else x
+
+
+def lag_matrices(enter: Tensor) -> Tensor:
+    """Matrices A [m w s d] with Σ_j enter_j·f_j = Σ_j A_j·z_{t−j}: what each frame of the window does by itself."""
+    older = torch.nn.functional.pad(enter[:, 1:], (0, 0, 0, 0, 0, 1))  # the difference that begins where lag j ends
+    return torch.cat([enter[:, :1], -enter[:, 1:]], 1) + older
+
+
+def check_shapes(frames: Tensor, given: Tensor, weights: ResidualWeights) -> ResidualWeights:
+    """`weights`; ValueError unless all shapes fit and `given` is boolean."""
+    if frames.dim() == 4 and given.dim() == 3 and weights.enter.dim() == 4 and weights.up.dim() == 4:
+        m, w, s, d = weights.enter.shape
+        _, layers, hidden, _ = weights.up.shape
+        b, k = given.shape[1:]
+        expected = {
+            "frames": (m, b, w + k, d),
+            "given": (m, b, k),
+            "enter_bias": (m, s),
+            "up": (m, layers, hidden, s),
+            "up_bias": (m, layers, hidden),
+            "down": (m, layers, s, hidden),
+            "down_bias": (m, layers, s),
+            "head": (m, d + SCALARS, s),
+            "head_bias": (m, d + SCALARS),
+        }
+        came = {"frames": frames, "given": given, **weights._asdict()}
+        if w > 0 and given.dtype == torch.bool and all(came[name].shape == shape for name, shape in expected.items()):
+            return weights
+    shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(INPUTS, (frames, given, *weights), strict=True))
+    raise ValueError(
+        f"{shapes} (given is {given.dtype}) must be frames [m b w+k d], given [m b k] bool, enter [m w s d] with w ≥ 1, "
+        "enter_bias [m s], up [m l h s], up_bias [m l h], down [m l s h], down_bias [m l s], head [m d+3 s] and "
+        "head_bias [m d+3]."
+    )
+
+
+def check_options(activation: str, bound: float, longest: float, operands: str) -> None:
+    """Raises ValueError for an option that does not exist or cannot be."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"There is no activation {activation!r}. Known: {', '.join(ACTIVATIONS)}.")
+    if operands not in OPERANDS:
+        raise ValueError(f"There are no operands {operands!r}. Known: {', '.join(OPERANDS)}.")
+    if not (0 < bound < float("inf") and 0 < longest < float("inf")):
+        raise ValueError(f"bound {bound} and longest {longest} must be positive and finite.")
+
+
+INPUTS = ("frames", "given", *ResidualWeights._fields)
+
+
+def make_inputs(
+    m: int, b: int, k: int, w: int, d: int, s: int, h: int, layers: int, *, generator: torch.Generator, **_: object
+) -> Inputs:
+    """A drifting walk of unit steps, one frame in four given, weights at which every part of the net matters."""
+
+    def draw(*shape: int, scale: float) -> Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    frames = (draw(m, b, w + k, d, scale=d**-0.5) + draw(m, b, 1, d, scale=0.5 * d**-0.5)).cumsum(2)
+    given = torch.rand(m, b, k, generator=generator) < 0.25
+    weights = ResidualWeights(
+        enter=draw(m, w, s, d, scale=(w * d) ** -0.5 * 3),
+        enter_bias=draw(m, s, scale=0.3),
+        up=draw(m, layers, h, s, scale=s**-0.5),
+        up_bias=draw(m, layers, h, scale=0.3),
+        down=draw(m, layers, s, h, scale=h**-0.5),
+        down_bias=draw(m, layers, s, scale=0.1),
+        head=draw(m, d + SCALARS, s, scale=s**-0.5),
+        head_bias=draw(m, d + SCALARS, scale=0.3),
+    )
+    return {"frames": frames, "given": given, **weights._asdict()}
+
+
+CASES: tuple[Case, ...] = (
+    {"m": 1, "b": 65, "k": 1, "w": 1, "d": 32, "s": 32, "h": 64, "layers": 1},
+    {"m": 1, "b": 11, "k": 3, "w": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
+    {"m": 2, "b": 7, "k": 4, "w": 3, "d": 32, "s": 64, "h": 64, "layers": 2, "activation": "relu2"},
+    {"m": 1, "b": 67, "k": 3, "w": 4, "d": 64, "s": 32, "h": 128, "layers": 2, "longest": 1.0},
+    {"m": 1, "b": 19, "k": 2, "w": 8, "d": 128, "s": 128, "h": 64, "layers": 1},
+    {"m": 1, "b": 0, "k": 2, "w": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
+)
+
+TRITON_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
+
+
+def _triton(*inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    from arlat_kernels.residual_rollout_triton import residual_rollout_triton  # imports Triton, which need not be there
+
+    return residual_rollout_triton(*inputs, **options)
+
+
+def _triton_builds() -> tuple[Build, ...]:
+    from arlat_kernels.residual_rollout_triton import builds
+
+    return builds()
+
+
+def _triton_obstacle(frames: Tensor, given: Tensor, *weights: Tensor, **options: object) -> str | None:
+    net = ResidualWeights(*weights)
+    stream, dim, hidden = net.enter.shape[-2], frames.shape[-1], net.up.shape[-2]
+    if stream not in WIDTHS or dim not in WIDTHS or hidden % HIDDEN_MULTIPLE:
+        return (
+            f"its stream is {stream} wide, frames have {dim} dimensions and blocks {hidden} units; on chip fit widths and "
+            f"dimensions of {', '.join(map(str, WIDTHS))} and multiples of {HIDDEN_MULTIPLE}."
+        )
+    if given.device != frames.device:
+        return f"frames are on {frames.device} and given is on {given.device}."
+    return triton_obstacle((frames, *weights), TRITON_DTYPES)
+
+
+residual_rollout_op: Op[tuple[Tensor, ...]] = Op(
+    name="residual_rollout",
+    reference=residual_rollout_reference,
+    make_inputs=make_inputs,
+    cases=CASES,
+    twins={"triton": Twin(run=_triton, obstacle=_triton_obstacle, builds=_triton_builds)},
+    options=("activation", "bound", "longest", "operands"),
+)

@@ -1,0 +1,194 @@
+"""The forward kernel of `residual_rollout`, and what it shares with the gradient's: one program takes a tile of rows through all steps.
+
+The stream of a tile stays in registers, hidden units exist only CHUNK at a time, weights stream through shared memory. A
+state goes to memory once, as the result, and comes back from there (from the cache, mostly) for each window that holds it. The backward
+pass needs the normalised input of every block beside it, and recomputes hidden units.
+"""
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rounded(x, OPERANDS: tl.constexpr, EMULATE: tl.constexpr):
+    """x as a matrix product takes it. EMULATE: bfloat16 by its bits, in float32, as the interpreter can neither round nor
+    multiply bfloat16."""
+    if EMULATE:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return x.to(OPERANDS)
+
+
+@triton.jit
+def sigmoid(x, FAST: tl.constexpr):
+    """1/(1 + exp(−x)). FAST: by the device's tanh, one instruction with an error below bfloat16's rounding."""
+    if FAST:
+        half = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [0.5 * x], dtype=tl.float32, is_pure=True, pack=1
+        )
+        return 0.5 * half + 0.5
+    else:
+        return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def activated(h, SILU: tl.constexpr, FAST: tl.constexpr):
+    """act(h) and its slope."""
+    if SILU:
+        part = sigmoid(h, FAST)
+        a = h * part
+        return a, part + a * (1.0 - part)
+    else:
+        a = tl.maximum(h, 0.0)
+        return a * a, 2.0 * a
+
+
+@triton.jit
+def load_frame(frames_ptr, predicted_ptr, given_ptr, at, frames_row, predicted_row, alive, t, B, W, D: tl.constexpr):
+    """Frame t of a tile's rows: the truth where it is given (the first W frames are), else what step t − W predicted."""
+    step = t - W
+    lane, col = tl.arange(0, at.shape[0]), tl.arange(0, D)
+    given = tl.load(given_ptr + step * B + lane, alive & (step >= 0), 1) != 0
+    true = tl.load(frames_ptr + t * D + at[:, None] * frames_row + col[None, :], (alive & given)[:, None], 0)
+    own = tl.load(predicted_ptr + step * D + at[:, None] * predicted_row + col[None, :], (alive & ~given)[:, None], 0)
+    return true + own
+
+
+@triton.jit
+def toward(v, SHORTEST: tl.constexpr):
+    """v/‖v‖ and 1/‖v‖ of each row, 0 for a row that is shorter than SHORTEST."""
+    length = tl.sqrt(tl.sum(v * v, 1))
+    inverse = tl.where(length > SHORTEST, 1.0 / tl.maximum(length, SHORTEST), 0.0)
+    return v * inverse[:, None], inverse
+
+
+@triton.jit
+def inverse_root_mean_square(x, S: tl.constexpr):
+    """1/√(mean x² + 1e-6) of each row; the constant by a division of numbers that float32 holds."""
+    square = tl.sum(x * x, 1)
+    return 1.0 / tl.sqrt(square / S + (square * 0.0 + 1.0) / 1000000.0)
+
+
+@triton.jit
+def forward_kernel(
+    frames_ptr,  # [M B W+K D], strides of model and row given
+    given_ptr,  # [M K B] int8
+    enter_ptr,  # [M W D S] operands
+    enter_bias_ptr,  # [M S]
+    up_ptr,  # [M L H S] operands
+    up_bias_ptr,  # [M L H]
+    down_ptr,  # [M L H S] operands
+    down_bias_ptr,  # [M L S]
+    direction_ptr,  # [M S D] operands
+    head_ptr,  # [M D+3 S]
+    head_bias_ptr,  # [M D+3]
+    predicted_ptr,  # [M B K D]
+    fields_ptr,  # [5 M K B]: κ, mu, log_sigma, gap, squared error
+    normed_ptr,  # [M L+1 K B S] operands: norm(x) before each block and the head
+    scale_ptr,  # [M L+1 K B]: its 1/√(mean x² + 1e-6)
+    B,
+    K,
+    W,
+    L,
+    models,
+    frames_model,
+    frames_row,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    H: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SILU: tl.constexpr,
+    BOUND: tl.constexpr,
+    LONGEST: tl.constexpr,
+    SHORTEST: tl.constexpr,
+    SAVE: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERANDS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    model = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    lane = tl.arange(0, ROWS)
+    alive = first + lane < B
+    wide, col, chunk = tl.arange(0, S), tl.arange(0, D), tl.arange(0, CHUNK)
+    frames_ptr += model * frames_model + first * frames_row
+    predicted_ptr += (model * B + first) * K * D
+    given_ptr += model * K * B + first
+    enter_ptr += model * W * D * S
+    up_ptr += model * L * H * S
+    down_ptr += model * L * H * S
+    up_bias_ptr += model * L * H
+    down_bias_ptr += model * L * S
+    head_ptr += model * (D + 3) * S + D * S
+    head_bias_ptr += model * (D + 3)
+    normed_ptr += (model * (L + 1) * K * B + first) * S
+    scale_ptr += model * (L + 1) * K * B + first
+    fields_ptr += model * K * B + first
+    plane = models.to(tl.int64) * K * B
+    for k in range(K):
+        newest = W - 1 + k
+        newer = load_frame(frames_ptr, predicted_ptr, given_ptr, lane, frames_row, K * D, alive, newest, B, W, D)
+        enter = tl.load(enter_ptr + col[:, None] * S + wide[None, :])
+        x = tl.dot(rounded(newer, OPERANDS, EMULATE), enter, input_precision=PRECISION, out_dtype=ACC)
+        x += tl.load(enter_bias_ptr + model * S + wide)[None, :]
+        for j in range(1, W):
+            older = load_frame(
+                frames_ptr, predicted_ptr, given_ptr, lane, frames_row, K * D, alive, newest - j, B, W, D
+            )
+            enter = tl.load(enter_ptr + j * D * S + col[:, None] * S + wide[None, :])
+            step = rounded(newer - older, OPERANDS, EMULATE)  # the difference before the rounding
+            x = tl.dot(step, enter, x, input_precision=PRECISION, out_dtype=ACC)
+            newer = older
+        for layer in range(L):
+            scale = inverse_root_mean_square(x, S)
+            n = rounded(x * scale[:, None], OPERANDS, EMULATE)
+            if SAVE:
+                at = (layer * K + k).to(tl.int64) * B
+                tl.store(normed_ptr + at * S + lane[:, None] * S + wide[None, :], n, alive[:, None])
+                tl.store(scale_ptr + at + lane, scale, alive)
+            x += tl.load(down_bias_ptr + layer * S + wide)[None, :]
+            for h in tl.range(0, H, CHUNK, num_stages=STAGES):
+                unit = layer * H + h + chunk
+                up = tl.load(up_ptr + unit[:, None] * S + wide[None, :])
+                hidden = tl.dot(n, tl.trans(up), input_precision=PRECISION, out_dtype=ACC)
+                a, _ = activated(hidden + tl.load(up_bias_ptr + unit)[None, :], SILU, FAST)
+                down = tl.load(down_ptr + unit[:, None] * S + wide[None, :])
+                x = tl.dot(rounded(a, OPERANDS, EMULATE), down, x, input_precision=PRECISION, out_dtype=ACC)
+        scale = inverse_root_mean_square(x, S)
+        n = rounded(x * scale[:, None], OPERANDS, EMULATE)
+        if SAVE:
+            at = (L * K + k).to(tl.int64) * B
+            tl.store(normed_ptr + at * S + lane[:, None] * S + wide[None, :], n, alive[:, None])
+            tl.store(scale_ptr + at + lane, scale, alive)
+        y = n.to(ACC)
+        kappa = tl.sum(y * tl.load(head_ptr + wide)[None, :], 1) + tl.load(head_bias_ptr + D)
+        mu = tl.sum(y * tl.load(head_ptr + S + wide)[None, :], 1) + tl.load(head_bias_ptr + D + 1)
+        log_sigma = tl.sum(y * tl.load(head_ptr + 2 * S + wide)[None, :], 1) + tl.load(head_bias_ptr + D + 2)
+        direction = tl.load(direction_ptr + model * S * D + wide[:, None] * D + col[None, :])
+        v = tl.dot(n, direction, input_precision=PRECISION, out_dtype=ACC) + tl.load(head_bias_ptr + col)[None, :]
+        v, v_inverse = toward(v, SHORTEST)
+        truth_ptr = frames_ptr + (newest + 1) * D + lane[:, None] * frames_row + col[None, :]
+        truth = tl.load(truth_ptr, alive[:, None], 0)
+        u, u_inverse = toward(truth - tl.load(truth_ptr - D, alive[:, None], 0), SHORTEST)
+        away = 0.5 * tl.sum((v - u) * (v - u), 1)
+        length = tl.minimum(tl.exp(mu / (1.0 + tl.abs(mu) / BOUND)), LONGEST)
+        state = load_frame(frames_ptr, predicted_ptr, given_ptr, lane, frames_row, K * D, alive, newest, B, W, D)
+        state += length[:, None] * v
+        tl.store(predicted_ptr + k * D + lane[:, None] * (K * D) + col[None, :], state, alive[:, None])
+        state -= truth
+        at = fields_ptr + k * B + lane
+        tl.store(at, kappa, alive)
+        tl.store(at + plane, mu, alive)
+        tl.store(at + 2 * plane, log_sigma, alive)
+        tl.store(at + 3 * plane, tl.where((v_inverse > 0) & (u_inverse > 0), away, 1.0), alive)
+        tl.store(at + 4 * plane, tl.sum(state * state, 1), alive)
+        tl.debug_barrier()  # the next step reads the state that other threads of this block wrote

@@ -1,0 +1,222 @@
+"""The gradient kernels of `residual_rollout`: a sweep back through the steps, then weight gradients of all steps at once.
+
+The sweep takes a tile of rows from the last step to the first, recomputes hidden units and leaves behind the gradient of
+every block's output. With those there is no recurrence left: the gradients of a chunk of hidden units are sums over steps
+and rows, which `blocks_kernel` makes in parts, and no atomics are needed: the same inputs give the same bits.
+"""
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from arlat_kernels.residual_rollout_forward_triton import activated, rounded, toward
+
+
+@triton.jit
+def through_norm(grad, n, scale, S: tl.constexpr):
+    """The gradient of x for that of n = norm(x) = scale·x."""
+    y = n.to(grad.dtype)
+    return scale[:, None] * (grad - y * (tl.sum(grad * y, 1) / S)[:, None])
+
+
+@triton.jit
+def sweep_kernel(
+    frames_ptr,  # [M B W+K D], strides of model and row given
+    given_ptr,  # [M K B] int8
+    lag_ptr,  # [M W S D] operands: what each frame of the window does to x, transposed
+    up_ptr,  # [M L H S] operands
+    up_bias_ptr,  # [M L H]
+    down_ptr,  # [M L H S] operands
+    direction_ptr,  # [M S D] operands
+    head_ptr,  # [M D+3 S]
+    head_bias_ptr,  # [M D+3]
+    predicted_ptr,  # [M B K D]
+    fields_ptr,  # [5 M K B]
+    normed_ptr,  # [M L+1 K B S] operands
+    scale_ptr,  # [M L+1 K B]
+    grad_predicted_ptr,  # [M B K D]
+    grad_fields_ptr,  # [5 M K B]
+    grad_state_ptr,  # [M B K D] out: whole gradient of the predicted states
+    grad_stream_ptr,  # [M L+1 K B S] operands, out: of x before the first block and after each
+    grad_direction_ptr,  # [M K B D] operands, out: of v before it is normalised
+    grad_scalars_ptr,  # [3 M K B] out: whole gradient of κ, mu, log_sigma
+    B,
+    K,
+    W,
+    L,
+    models,
+    frames_model,
+    frames_row,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    H: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SILU: tl.constexpr,
+    BOUND: tl.constexpr,
+    LONGEST: tl.constexpr,
+    SHORTEST: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERANDS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    model = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    lane = tl.arange(0, ROWS)
+    alive = first + lane < B
+    inside = alive[:, None]
+    wide, col, chunk = tl.arange(0, S), tl.arange(0, D), tl.arange(0, CHUNK)
+    streams = lane[:, None] * S + wide[None, :]
+    states = lane[:, None] * (K * D) + col[None, :]
+    frames_ptr += model * frames_model + first * frames_row
+    predicted_ptr += (model * B + first) * K * D
+    grad_predicted_ptr += (model * B + first) * K * D
+    grad_state_ptr += (model * B + first) * K * D
+    given_ptr += model * K * B + first
+    lag_ptr += model * W * S * D
+    up_ptr += model * L * H * S
+    down_ptr += model * L * H * S
+    up_bias_ptr += model * L * H
+    head_ptr += model * (D + 3) * S + D * S
+    head_bias_ptr += model * (D + 3)
+    normed_ptr += (model * (L + 1) * K * B + first) * S
+    scale_ptr += model * (L + 1) * K * B + first
+    grad_stream_ptr += (model * (L + 1) * K * B + first) * S
+    grad_direction_ptr += (model * K * B + first) * D
+    fields_ptr += model * K * B + first
+    grad_fields_ptr += model * K * B + first
+    grad_scalars_ptr += model * K * B + first
+    plane = models.to(tl.int64) * K * B
+    for back in range(K):
+        k = K - 1 - back
+        at = k * B + lane
+        # The state that step k predicted: as a result, and where it was not replaced, by every later window that held it.
+        later = alive & (k + 1 < K)
+        own = later & (tl.load(given_ptr + at, alive, 1) == 0)
+        grad = tl.load(grad_state_ptr + (k + 1) * D + states, own[:, None], 0)
+        for j in range(W):
+            after = own & (k + 1 + j < K)
+            g = tl.load(grad_stream_ptr + (k + 1 + j).to(tl.int64) * B * S + streams, after[:, None], 0)
+            lag = tl.load(lag_ptr + j * S * D + wide[:, None] * D + col[None, :])
+            grad = tl.dot(g, lag, grad, input_precision=PRECISION, out_dtype=ACC)
+        grad += tl.load(grad_predicted_ptr + k * D + states, inside, 0)
+        truth_ptr = frames_ptr + (W + k) * D + lane[:, None] * frames_row + col[None, :]
+        truth = tl.load(truth_ptr, inside, 0)
+        error = tl.load(predicted_ptr + k * D + states, inside, 0) - truth
+        grad += (2.0 * tl.load(grad_fields_ptr + 4 * plane + at, alive, 0))[:, None] * error
+        tl.store(grad_state_ptr + k * D + states, grad, inside)
+        # The head.
+        level = (L * K + k).to(tl.int64) * B
+        n = tl.load(normed_ptr + level * S + streams, inside, 0)
+        direction = tl.load(direction_ptr + model * S * D + wide[:, None] * D + col[None, :])
+        v = tl.dot(n, direction, input_precision=PRECISION, out_dtype=ACC) + tl.load(head_bias_ptr + col)[None, :]
+        v, v_inverse = toward(v, SHORTEST)
+        u, u_inverse = toward(truth - tl.load(truth_ptr - D, inside, 0), SHORTEST)
+        mu = tl.load(fields_ptr + plane + at, alive, 0)
+        damping = 1.0 + tl.abs(mu) / BOUND
+        whole = tl.exp(mu / damping)
+        of_mu = tl.where(whole <= LONGEST, whole * tl.sum(grad * v, 1), 0.0) / (damping * damping)
+        of_mu += tl.load(grad_fields_ptr + plane + at, alive, 0)
+        of_kappa = tl.load(grad_fields_ptr + at, alive, 0)
+        of_log_sigma = tl.load(grad_fields_ptr + 2 * plane + at, alive, 0)
+        tl.store(grad_scalars_ptr + at, of_kappa, alive)
+        tl.store(grad_scalars_ptr + plane + at, of_mu, alive)
+        tl.store(grad_scalars_ptr + 2 * plane + at, of_log_sigma, alive)
+        of_gap = tl.where(u_inverse > 0, tl.load(grad_fields_ptr + 3 * plane + at, alive, 0), 0.0)
+        grad = tl.minimum(whole, LONGEST)[:, None] * grad + of_gap[:, None] * (v - u)
+        grad = (grad - v * tl.sum(grad * v, 1)[:, None]) * v_inverse[:, None]
+        g = rounded(grad, OPERANDS, EMULATE)
+        tl.store(grad_direction_ptr + at.to(tl.int64)[:, None] * D + col[None, :], g, inside)
+        x = tl.dot(g, tl.trans(direction), input_precision=PRECISION, out_dtype=ACC)
+        x += of_kappa[:, None] * tl.load(head_ptr + wide)[None, :]
+        x += of_mu[:, None] * tl.load(head_ptr + S + wide)[None, :]
+        x += of_log_sigma[:, None] * tl.load(head_ptr + 2 * S + wide)[None, :]
+        x = through_norm(x, n, tl.load(scale_ptr + level + lane, alive, 0), S)
+        # The blocks, last one first; x is the gradient of the stream.
+        for back_layer in range(L):
+            layer = L - 1 - back_layer
+            g = rounded(x, OPERANDS, EMULATE)
+            tl.store(grad_stream_ptr + ((layer + 1) * K + k).to(tl.int64) * B * S + streams, g, inside)
+            level = (layer * K + k).to(tl.int64) * B
+            n = tl.load(normed_ptr + level * S + streams, inside, 0)
+            inner = tl.zeros([ROWS, S], ACC)
+            for h in tl.range(0, H, CHUNK, num_stages=STAGES):
+                unit = layer * H + h + chunk
+                up = tl.load(up_ptr + unit[:, None] * S + wide[None, :])
+                hidden = tl.dot(n, tl.trans(up), input_precision=PRECISION, out_dtype=ACC)
+                down = tl.load(down_ptr + unit[:, None] * S + wide[None, :])
+                of_a = tl.dot(g, tl.trans(down), input_precision=PRECISION, out_dtype=ACC)
+                _, slope = activated(hidden + tl.load(up_bias_ptr + unit)[None, :], SILU, FAST)
+                of_hidden = rounded(of_a * slope, OPERANDS, EMULATE)
+                inner = tl.dot(of_hidden, up, inner, input_precision=PRECISION, out_dtype=ACC)
+            x += through_norm(inner, n, tl.load(scale_ptr + level + lane, alive, 0), S)
+        tl.store(grad_stream_ptr + k.to(tl.int64) * B * S + streams, rounded(x, OPERANDS, EMULATE), inside)
+        tl.debug_barrier()  # the next step reads gradients that other threads of this block wrote
+
+
+@triton.jit
+def blocks_kernel(
+    normed_ptr,  # [M L+1 N S] operands, N = K·B
+    grad_stream_ptr,  # [M L+1 N S] operands
+    up_ptr,  # [M L H S] operands
+    up_bias_ptr,  # [M L H]
+    down_ptr,  # [M L H S] operands
+    grad_up_ptr,  # [PARTS M L H S] out
+    grad_up_bias_ptr,  # [PARTS M L H] out
+    grad_down_ptr,  # [PARTS M L H S] out
+    N,
+    L,
+    models,
+    tiles,  # of rows, that one part sums
+    S: tl.constexpr,
+    H: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SILU: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERANDS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    # Transposed products: units in rows, so that what one product gives is the left side of the next as it stands.
+    unit = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    block = tl.program_id(1).to(tl.int64)  # model·L + layer
+    model = block // L
+    part = tl.program_id(2).to(tl.int64)
+    level = model * (L + 1) + (block - model * L)
+    wide, lane = tl.arange(0, S), tl.arange(0, ROWS)
+    weight = unit[:, None] * S + wide[None, :]
+    up = tl.load(up_ptr + block * H * S + weight)
+    down = tl.load(down_ptr + block * H * S + weight)
+    bias = tl.load(up_bias_ptr + block * H + unit)
+    grad_up = tl.zeros([CHUNK, S], ACC)
+    grad_down = tl.zeros([CHUNK, S], ACC)
+    grad_bias = tl.zeros([CHUNK], ACC)
+    normed_ptr += level * N * S
+    grad_stream_ptr += (level + 1) * N * S
+    for t in tl.range(0, tiles, num_stages=STAGES):
+        row = (part * tiles + t) * ROWS + lane
+        inside = (row < N)[:, None]
+        at = row[:, None] * S + wide[None, :]
+        n = tl.load(normed_ptr + at, inside, 0)
+        g = tl.load(grad_stream_ptr + at, inside, 0)
+        hidden = tl.dot(up, tl.trans(n), input_precision=PRECISION, out_dtype=ACC)
+        of_a = tl.dot(down, tl.trans(g), input_precision=PRECISION, out_dtype=ACC)
+        a, slope = activated(hidden + bias[:, None], SILU, FAST)
+        of_hidden = of_a * slope  # 0 in rows beyond the last
+        grad_bias += tl.sum(of_hidden, 1)
+        of_hidden = rounded(of_hidden, OPERANDS, EMULATE)
+        grad_up = tl.dot(of_hidden, n, grad_up, input_precision=PRECISION, out_dtype=ACC)
+        a = rounded(a, OPERANDS, EMULATE)
+        grad_down = tl.dot(a, g, grad_down, input_precision=PRECISION, out_dtype=ACC)
+    at = part * models * L + block
+    tl.store(grad_up_ptr + at * H * S + weight, grad_up)
+    tl.store(grad_down_ptr + at * H * S + weight, grad_down)
+    tl.store(grad_up_bias_ptr + at * H + unit, grad_bias)

@@ -1,0 +1,323 @@
+"""The Triton twin of `residual_rollout`: memory, launches and gradients around the kernels of its two neighbours.
+
+Imported only where Triton is installed. Sums over steps and rows that are one matrix product each (the head's and the
+window's weights, the biases) are torch's.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from arlat_kernels.build import Build
+from arlat_kernels.mixture_triton import on_device
+from arlat_kernels.op import triton_mode
+from arlat_kernels.residual_rollout import (
+    BOUND,
+    LONGEST,
+    SCALARS,
+    ResidualRollout,
+    ResidualWeights,
+    check_options,
+    check_shapes,
+    lag_matrices,
+    narrowed,
+)
+from arlat_kernels.residual_rollout_forward_triton import forward_kernel
+from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel
+from arlat_kernels.vmf_nll import SHORTEST, inverse, result_dtype, unit
+
+FIELDS = SCALARS + 2  # κ, mu, log_sigma, gap, squared error
+STAGES = 2  # chunks of weights in flight
+PROGRAMS = (
+    512  # of the weight gradients, at least where there are rows enough; no figure of a device, so that bits repeat
+)
+
+
+class Operands(NamedTuple):
+    """Copies of the weights as the kernels read them; what is multiplied is in the operands' dtype."""
+
+    enter: Tensor  # [M W D S]
+    up: Tensor  # [M L H S]
+    down: Tensor  # [M L H S]
+    direction: Tensor  # [M S D]
+
+
+def operands_of(net: ResidualWeights, operands: str) -> Operands:
+    """The copies."""
+    dim = net.enter.shape[-1]
+    each = (net.enter.mT, net.up, net.down.mT, net.head[:, :dim].mT)
+    dtype = operand_dtype(net.up.dtype, operands)
+    return Operands(*(narrowed(tensor, operands).to(dtype).contiguous() for tensor in each))
+
+
+def emulated(operands: str) -> bool:
+    """Whether bfloat16 is emulated in float32: the interpreter multiplies its bit patterns."""
+    return operands == "bfloat16" and triton_mode() == "interpreted"
+
+
+def operand_dtype(dtype: torch.dtype, operands: str) -> torch.dtype:
+    """In what the kernels keep what is multiplied."""
+    return torch.bfloat16 if operands == "bfloat16" and not emulated(operands) else dtype
+
+
+def constants(dim: int, stream: int, hidden: int, dtype: torch.dtype, activation: str, operands: str) -> dict[str, Any]:
+    """What all three kernels are compiled for."""
+    wide, narrow = dtype == torch.float64, operands == "bfloat16"
+    acc = tl.float64 if wide else tl.float32
+    emulate = emulated(operands)
+    return {
+        "D": dim,
+        "S": stream,
+        "H": hidden,
+        "SILU": activation == "silu",
+        "ACC": acc,
+        "OPERANDS": tl.bfloat16 if narrow and not emulate else acc,
+        "EMULATE": emulate,
+        "FAST": narrow and not emulate,
+        "PRECISION": "ieee" if wide or narrow else "tf32x3",
+        "STAGES": STAGES,
+    }
+
+
+def tile(stream: int, dim: int) -> dict[str, int]:
+    """Rows and hidden units at a time of the forward pass and the sweep."""
+    return {"ROWS": 64, "CHUNK": 64}
+
+
+def gradient_tile(stream: int) -> dict[str, int]:
+    """Rows and hidden units of one program of the weight gradients."""
+    return {"ROWS": 64, "CHUNK": 64}
+
+
+def law(bound: float, longest: float) -> dict[str, float]:
+    """The constants of a step's length."""
+    return {"BOUND": bound, "LONGEST": longest, "SHORTEST": SHORTEST}
+
+
+@torch.library.custom_op("arlat::residual_rollout", mutates_args=())
+def rollout_forward(
+    frames: Tensor, given: Tensor, enter: Tensor, enter_bias: Tensor, up: Tensor, up_bias: Tensor, down: Tensor,
+    down_bias: Tensor, head: Tensor, head_bias: Tensor, activation: str, bound: float, longest: float, operands: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Predicted [M B K D], fields [5 M K B] and, where `save`, what the backward pass needs; all of one float dtype."""
+    net = ResidualWeights(enter, enter_bias, up, up_bias, down, down_bias, head, head_bias)
+    predicted, fields, normed, scale = empty_results(frames, given, net, operands, save)
+    m, b, k = given.shape
+    if predicted.numel() == 0:
+        return predicted, fields, normed, scale
+    frames = dense_rows(frames)
+    copies = operands_of(net, operands)
+    fixed = constants(frames.shape[-1], up.shape[-1], up.shape[-2], frames.dtype, activation, operands)
+    sizes = tile(up.shape[-1], frames.shape[-1])
+    with on_device(frames):
+        forward_kernel[(triton.cdiv(b, sizes["ROWS"]), m)](
+            frames, steps_first(given), copies.enter, enter_bias.contiguous(), copies.up, up_bias.contiguous(),
+            copies.down, down_bias.contiguous(), copies.direction, head.contiguous(), head_bias.contiguous(),
+            predicted, fields, normed, scale, b, k, enter.shape[1], up.shape[1], m, frames.stride(0), frames.stride(1),
+            **fixed, **sizes, **law(bound, longest), SAVE=save, num_warps=4,
+        )  # fmt: skip
+    return predicted, fields, normed, scale
+
+
+def empty_results(
+    frames: Tensor, given: Tensor, net: ResidualWeights, operands: str, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for the four results; nothing of the two last where they are not to be saved."""
+    m, b, k = given.shape
+    layers, stream = net.up.shape[1] + 1, net.up.shape[-1]
+    kept = (m, layers, k, b) if save else (0, layers, k, b)
+    return (
+        frames.new_empty(m, b, k, frames.shape[-1]),
+        frames.new_empty(FIELDS, m, k, b),
+        frames.new_empty(*kept, stream, dtype=operand_dtype(frames.dtype, operands)),
+        frames.new_empty(kept),
+    )
+
+
+def dense_rows(frames: Tensor) -> Tensor:
+    """`frames` itself where the frames of a row follow each other without gaps (models may share them), else a copy."""
+    dense = frames.stride(-1) == 1 and frames.stride(-2) == frames.shape[-1]
+    return frames if dense else frames.contiguous()
+
+
+def steps_first(given: Tensor) -> Tensor:
+    """given [m b k] as int8 [m k b]."""
+    return given.mT.to(torch.int8).contiguous()
+
+
+@rollout_forward.register_fake
+def _(
+    frames: Tensor, given: Tensor, enter: Tensor, enter_bias: Tensor, up: Tensor, up_bias: Tensor, down: Tensor,
+    down_bias: Tensor, head: Tensor, head_bias: Tensor, activation: str, bound: float, longest: float, operands: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    net = ResidualWeights(enter, enter_bias, up, up_bias, down, down_bias, head, head_bias)
+    return empty_results(frames, given, net, operands, save)
+
+
+@torch.library.custom_op("arlat::residual_rollout_backward", mutates_args=())
+def rollout_backward(
+    grad_predicted: Tensor, grad_fields: Tensor, inputs: list[Tensor], saved: list[Tensor], activation: str,
+    bound: float, longest: float, operands: str, of_frames: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of frames (zeros unless `of_frames`) and the eight weights; `saved` are the results of the forward pass."""
+    frames, given, *weights = inputs
+    if grad_predicted.numel() == 0:
+        return [tensor.new_zeros(tensor.shape) for tensor in (frames, *weights)]
+    net = ResidualWeights(*weights)
+    frames = dense_rows(frames)
+    predicted, fields, normed, scale = saved
+    m, b, k = given.shape
+    dim, stream = frames.shape[-1], net.up.shape[-1]
+    w, layers, hidden = net.enter.shape[1], net.up.shape[1], net.up.shape[2]
+    fixed = constants(dim, stream, hidden, frames.dtype, activation, operands)
+    sizes, copies = tile(stream, dim), operands_of(net, operands)
+    lags = narrowed(lag_matrices(net.enter), operands).to(normed.dtype).contiguous()
+    grad_state, grad_stream = torch.empty_like(predicted), torch.empty_like(normed)
+    grad_direction, grad_scalars = normed.new_empty(m, k, b, dim), fields.new_empty(SCALARS, m, k, b)
+    with on_device(frames):
+        sweep_kernel[(triton.cdiv(b, sizes["ROWS"]), m)](
+            frames, steps_first(given), lags, copies.up, net.up_bias.contiguous(), copies.down, copies.direction,
+            net.head.contiguous(), net.head_bias.contiguous(), predicted, fields, normed, scale,
+            grad_predicted.contiguous(), grad_fields.contiguous(), grad_state, grad_stream, grad_direction,
+            grad_scalars, b, k, w, layers, m, frames.stride(0), frames.stride(1), **fixed, **sizes,
+            **law(bound, longest), num_warps=4,
+        )  # fmt: skip
+    of_blocks = block_gradients(net, copies, normed, grad_stream, fixed)
+    entering = grad_stream[:, 0].to(frames.dtype)
+    last = normed[:, -1].to(frames.dtype).flatten(1, 2)
+    of_head = torch.cat([grad_direction.to(frames.dtype).flatten(1, 2).mT, grad_scalars.movedim(0, 1).flatten(2)], 1)
+    return [
+        frames_gradient(frames, given, net, saved, grad_fields, grad_state, entering, operands)
+        if of_frames
+        else frames.new_zeros(frames.shape),
+        enter_gradient(frames, given, predicted, entering, w, operands),
+        entering.sum((1, 2)),
+        *of_blocks,
+        grad_stream[:, 1:].sum((2, 3), dtype=frames.dtype),
+        of_head @ last,
+        of_head.sum(-1),
+    ]
+
+
+@rollout_backward.register_fake
+def _(
+    grad_predicted: Tensor, grad_fields: Tensor, inputs: list[Tensor], saved: list[Tensor], activation: str,
+    bound: float, longest: float, operands: str, of_frames: bool,
+) -> list[Tensor]:  # fmt: skip
+    frames, _, *weights = inputs
+    return [tensor.new_empty(tensor.shape) for tensor in (frames, *weights)]
+
+
+def block_gradients(
+    net: ResidualWeights, copies: Operands, normed: Tensor, grad_stream: Tensor, fixed: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of up [m l h s], up_bias [m l h] and down [m l s h], summed in parts of a size that shapes alone decide."""
+    m, layers, hidden, stream = net.up.shape
+    rows = normed.shape[2] * normed.shape[3]
+    sizes = gradient_tile(stream)
+    columns = hidden // sizes["CHUNK"]
+    tiles = triton.cdiv(rows, sizes["ROWS"])
+    each = triton.cdiv(tiles, min(tiles, max(1, triton.cdiv(PROGRAMS, columns * layers * m))) if layers else 1)
+    parts = triton.cdiv(tiles, each)
+    up, down = (net.up.new_empty(parts, *net.up.shape) for _ in range(2))
+    bias = net.up_bias.new_empty(parts, *net.up_bias.shape)
+    if layers:
+        with on_device(up):
+            blocks_kernel[(columns, m * layers, parts)](
+                normed, grad_stream, copies.up, net.up_bias.contiguous(), copies.down, up, bias, down, rows, layers, m,
+                each, **{name: value for name, value in fixed.items() if name != "D"}, **sizes, num_warps=4,
+            )  # fmt: skip
+    return up.sum(0), bias.sum(0), down.sum(0).mT
+
+
+def entered(frames: Tensor, given: Tensor, predicted: Tensor, w: int) -> Tensor:
+    """The frames [m b w+k−1 d] that windows held: the prefix, then truth or prediction."""
+    later = torch.where(given[..., None], frames[:, :, w:], predicted)
+    return torch.cat([frames[:, :, :w], later[:, :, :-1]], 2)
+
+
+def enter_gradient(frames: Tensor, given: Tensor, predicted: Tensor, grad: Tensor, w: int, operands: str) -> Tensor:
+    """The gradient [m w s d] of the window's weights for that of the stream, grad [m k b s]: one product for each frame."""
+    seen, k = entered(frames, given, predicted, w), given.shape[-1]
+    starts = [seen[:, :, w - 1 - j : w - 1 - j + k] for j in range(w)]
+    features = [starts[0], *(newer - older for newer, older in pairwise(starts))]
+    flat = grad.flatten(1, 2).mT
+    return torch.stack([flat @ narrowed(part, operands).transpose(1, 2).flatten(1, 2) for part in features], 1)
+
+
+def frames_gradient(
+    frames: Tensor, given: Tensor, net: ResidualWeights, saved: list[Tensor], grad_fields: Tensor, grad_state: Tensor,
+    grad: Tensor, operands: str,
+) -> Tensor:  # fmt: skip
+    """The gradient [m b w+k d] of the frames: as the true steps, and where they are given as states and in windows."""
+    predicted, _, normed, _ = saved
+    w, k, dim = net.enter.shape[1], given.shape[-1], frames.shape[-1]
+    total = torch.zeros_like(frames)
+    total[:, :, w - 1 : w - 1 + k] += grad_state
+    for j, matrix in enumerate(lag_matrices(net.enter).unbind(1)):
+        total[:, :, w - 1 - j : w - 1 - j + k] += (grad @ matrix[:, None]).transpose(1, 2)
+    total[:, :, w:] *= given[..., None]
+    of_gap, of_error = (part.mT[..., None] for part in grad_fields[SCALARS:])
+    direction = narrowed(net.head[:, None, :dim], operands).mT
+    v = normed[:, -1].to(frames.dtype) @ direction + net.head_bias[:, None, None, :dim]
+    v, v_length = (part.transpose(1, 2) for part in unit(v))
+    u, length = unit(frames[:, :, w:] - frames[:, :, w - 1 : -1])
+    away = torch.where((v_length > SHORTEST)[..., None], u - v, 0.0)
+    away = away - (away * u).sum(-1, keepdim=True) * u
+    of_step = of_gap * inverse(length)[..., None] * away
+    total[:, :, w:] += of_step - 2 * of_error * (predicted - frames[:, :, w:])
+    total[:, :, w - 1 : -1] -= of_step
+    return total
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:10], *output)
+    ctx.options = inputs[10:14]
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_predicted: Tensor | None, grad_fields: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    *inputs, predicted, fields, normed, scale = ctx.saved_tensors
+    saved = [predicted, fields, normed, scale]
+    upstream = [
+        tensor.new_zeros(tensor.shape) if grad is None else grad
+        for grad, tensor in ((grad_predicted, predicted), (grad_fields, fields))
+    ]
+    of_frames = ctx.needs_input_grad[0]
+    first, *others = rollout_backward(*upstream, list(inputs), saved, *ctx.options, of_frames)
+    return first if of_frames else None, None, *others, None, None, None, None, None
+
+
+rollout_forward.register_autograd(_gradients, setup_context=_save)
+
+
+def residual_rollout_triton(
+    *inputs: Tensor,
+    activation: str = "silu",
+    bound: float = BOUND,
+    longest: float = LONGEST,
+    operands: str = "float32",
+) -> tuple[Tensor, ...]:
+    """What `residual_rollout_reference` gives; once differentiable."""
+    frames, given, *weights = inputs
+    check_shapes(frames, given, ResidualWeights(*weights))
+    check_options(activation, bound, longest, operands)
+    dtype = result_dtype(frames)
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    predicted, fields, _, _ = rollout_forward(
+        frames.to(dtype), given, *(tensor.to(dtype) for tensor in weights), activation, bound, longest, operands, save
+    )
+    return ResidualRollout(predicted, *fields.mT.unbind(0))
+
+
+def builds() -> tuple[Build, ...]:
+    """What is compiled ahead of time."""
+    return ()

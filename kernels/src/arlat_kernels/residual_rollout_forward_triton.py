@@ -52,11 +52,10 @@ def activated(h, SILU: tl.constexpr, FAST: tl.constexpr):
 def load_frame(frames_ptr, predicted_ptr, given_ptr, at, frames_row, predicted_row, alive, t, B, W, D: tl.constexpr):
     """Frame t of a tile's rows: the truth where it is given (the first W frames are), else what step t − W predicted."""
     step = t - W
-    lane, col = tl.arange(0, at.shape[0]), tl.arange(0, D)
+    lane = tl.arange(0, at.shape[0])
     given = tl.load(given_ptr + step * B + lane, alive & (step >= 0), 1) != 0
-    true = tl.load(frames_ptr + t * D + at[:, None] * frames_row + col[None, :], (alive & given)[:, None], 0)
-    own = tl.load(predicted_ptr + step * D + at[:, None] * predicted_row + col[None, :], (alive & ~given)[:, None], 0)
-    return true + own
+    row = tl.where(given, frames_ptr + t * D + at * frames_row, predicted_ptr + step * D + at * predicted_row)
+    return tl.load(row[:, None] + tl.arange(0, D)[None, :], alive[:, None], 0)
 
 
 @triton.jit
@@ -140,7 +139,7 @@ def forward_kernel(
         enter = tl.load(enter_ptr + col[:, None] * S + wide[None, :])
         x = tl.dot(rounded(newer, OPERANDS, EMULATE), enter, input_precision=PRECISION, out_dtype=ACC)
         x += tl.load(enter_bias_ptr + model * S + wide)[None, :]
-        for j in range(1, W):
+        for j in tl.range(1, W, num_stages=1):
             older = load_frame(
                 frames_ptr, predicted_ptr, given_ptr, lane, frames_row, K * D, alive, newest - j, B, W, D
             )

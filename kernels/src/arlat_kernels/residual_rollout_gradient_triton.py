@@ -99,7 +99,7 @@ def sweep_kernel(
         later = alive & (k + 1 < K)
         own = later & (tl.load(given_ptr + at, alive, 1) == 0)
         grad = tl.load(grad_state_ptr + (k + 1) * D + states, own[:, None], 0)
-        for j in range(W):
+        for j in tl.range(0, W, num_stages=1):
             after = own & (k + 1 + j < K)
             g = tl.load(grad_stream_ptr + (k + 1 + j).to(tl.int64) * B * S + streams, after[:, None], 0)
             lag = tl.load(lag_ptr + j * S * D + wide[:, None] * D + col[None, :])

@@ -11,8 +11,8 @@ from typing import Any
 class Build:
     """`kernel` with the constants, pointer types, alignment and warps with which it is launched.
 
-    Arguments that are neither constants nor pointers are 32-bit integers; `aligned` says that they divide by 16, as
-    pointers always do.
+    Arguments that are neither constants nor in `types` are 32-bit integers; `aligned` says that they divide by 16, as
+    those in `types` always do. `stack` is how many bytes a thread may spill, never in a loop of matrix products.
     """
 
     name: str
@@ -21,3 +21,4 @@ class Build:
     types: Mapping[str, str]
     aligned: bool
     warps: int
+    stack: int = 0

@@ -24,7 +24,7 @@ SCALARS = 3  # rows of the head beside the direction's: κ, mu, log_sigma
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "relu2": lambda x: relu(x).square()}
 OPERANDS = ("float32", "bfloat16")
-WIDTHS = (32, 64, 128)  # of streams and frames that the Triton twin holds on chip
+WIDTHS = (32, 64, 128)  # of streams and frames that the Triton twin holds on chip; float32 fills it before the last
 HIDDEN_MULTIPLE = 64
 
 
@@ -238,8 +238,8 @@ CASES: tuple[Case, ...] = (
     {"m": 1, "b": 65, "k": 1, "w": 1, "d": 32, "s": 32, "h": 64, "layers": 1},
     {"m": 1, "b": 11, "k": 3, "w": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
     {"m": 2, "b": 7, "k": 4, "w": 3, "d": 32, "s": 64, "h": 64, "layers": 2, "activation": "relu2"},
-    {"m": 1, "b": 67, "k": 3, "w": 4, "d": 64, "s": 32, "h": 128, "layers": 2, "longest": 1.0},
-    {"m": 1, "b": 19, "k": 2, "w": 8, "d": 128, "s": 128, "h": 64, "layers": 1},
+    {"m": 1, "b": 67, "k": 3, "w": 4, "d": 64, "s": 64, "h": 128, "layers": 2, "longest": 1.0},
+    {"m": 1, "b": 19, "k": 2, "w": 8, "d": 32, "s": 64, "h": 64, "layers": 1},
     {"m": 1, "b": 0, "k": 2, "w": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
 )
 
@@ -253,18 +253,25 @@ def _triton(*inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
 
 
 def _triton_builds() -> tuple[Build, ...]:
-    from arlat_kernels.residual_rollout_triton import builds
+    from arlat_kernels.residual_rollout_launch import builds
 
     return builds()
 
 
-def _triton_obstacle(frames: Tensor, given: Tensor, *weights: Tensor, **options: object) -> str | None:
-    net = ResidualWeights(*weights)
+def fits(dim: int, stream: int, operands: str) -> bool:
+    """Whether a stream of this width, for frames of `dim` dimensions, stays on chip."""
+    widths = WIDTHS if operands == "bfloat16" else WIDTHS[:-1]
+    return dim in widths and stream in widths and dim <= stream
+
+
+def _triton_obstacle(frames: Tensor, given: Tensor, *weights: Tensor, **options: Any) -> str | None:
+    net, operands = ResidualWeights(*weights), options.get("operands", OPERANDS[0])
     stream, dim, hidden = net.enter.shape[-2], frames.shape[-1], net.up.shape[-2]
-    if stream not in WIDTHS or dim not in WIDTHS or hidden % HIDDEN_MULTIPLE:
+    if not fits(dim, stream, operands) or hidden % HIDDEN_MULTIPLE:
         return (
-            f"its stream is {stream} wide, frames have {dim} dimensions and blocks {hidden} units; on chip fit widths and "
-            f"dimensions of {', '.join(map(str, WIDTHS))} and multiples of {HIDDEN_MULTIPLE}."
+            f"its stream is {stream} wide, frames have {dim} dimensions, blocks {hidden} units, operands are {operands}; "
+            f"on chip fit streams of {', '.join(map(str, WIDTHS))} (float32: not the last) that are at least as wide as "
+            f"frames, whose dimensions are of the same list, and multiples of {HIDDEN_MULTIPLE} units."
         )
     if given.device != frames.device:
         return f"frames are on {frames.device} and given is on {given.device}."

@@ -49,13 +49,15 @@ def activated(h, SILU: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_frame(frames_ptr, predicted_ptr, given_ptr, at, frames_row, predicted_row, alive, t, B, W, D: tl.constexpr):
-    """Frame t of a tile's rows: the truth where it is given (the first W frames are), else what step t − W predicted."""
+def load_frame(
+    frames_ptr, predicted_ptr, given_ptr, lane, col, frames_row, predicted_row, alive, t, B, W, D: tl.constexpr
+):
+    """Columns `col` of frame t of a tile's rows: the truth where it is given (the first W frames are), else what step t − W
+    predicted."""
     step = t - W
-    lane = tl.arange(0, at.shape[0])
     given = tl.load(given_ptr + step * B + lane, alive & (step >= 0), 1) != 0
-    row = tl.where(given, frames_ptr + t * D + at * frames_row, predicted_ptr + step * D + at * predicted_row)
-    return tl.load(row[:, None] + tl.arange(0, D)[None, :], alive[:, None], 0)
+    row = tl.where(given, frames_ptr + t * D + lane * frames_row, predicted_ptr + step * D + lane * predicted_row)
+    return tl.load(row[:, None] + col[None, :], alive[:, None], 0)
 
 
 @triton.jit
@@ -94,7 +96,6 @@ def forward_kernel(
     K,
     W,
     L,
-    models,
     frames_model,
     frames_row,
     D: tl.constexpr,
@@ -102,6 +103,7 @@ def forward_kernel(
     H: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
+    COLUMNS: tl.constexpr,
     SILU: tl.constexpr,
     BOUND: tl.constexpr,
     LONGEST: tl.constexpr,
@@ -132,21 +134,25 @@ def forward_kernel(
     normed_ptr += (model * (L + 1) * K * B + first) * S
     scale_ptr += model * (L + 1) * K * B + first
     fields_ptr += model * K * B + first
-    plane = models.to(tl.int64) * K * B
+    plane = tl.num_programs(1).to(tl.int64) * K * B
     for k in range(K):
         newest = W - 1 + k
-        newer = load_frame(frames_ptr, predicted_ptr, given_ptr, lane, frames_row, K * D, alive, newest, B, W, D)
-        enter = tl.load(enter_ptr + col[:, None] * S + wide[None, :])
-        x = tl.dot(rounded(newer, OPERANDS, EMULATE), enter, input_precision=PRECISION, out_dtype=ACC)
-        x += tl.load(enter_bias_ptr + model * S + wide)[None, :]
-        for j in tl.range(1, W, num_stages=1):
-            older = load_frame(
-                frames_ptr, predicted_ptr, given_ptr, lane, frames_row, K * D, alive, newest - j, B, W, D
+        x = tl.zeros([ROWS, S], ACC) + tl.load(enter_bias_ptr + model * S + wide)[None, :]
+        for c in tl.range(0, D, COLUMNS):
+            part = c + tl.arange(0, COLUMNS)
+            newer = load_frame(
+                frames_ptr, predicted_ptr, given_ptr, lane, part, frames_row, K * D, alive, newest, B, W, D
             )
-            enter = tl.load(enter_ptr + j * D * S + col[:, None] * S + wide[None, :])
-            step = rounded(newer - older, OPERANDS, EMULATE)  # the difference before the rounding
-            x = tl.dot(step, enter, x, input_precision=PRECISION, out_dtype=ACC)
-            newer = older
+            enter = tl.load(enter_ptr + part[:, None] * S + wide[None, :])
+            x = tl.dot(rounded(newer, OPERANDS, EMULATE), enter, x, input_precision=PRECISION, out_dtype=ACC)
+            for j in tl.range(1, W, num_stages=1):
+                older = load_frame(
+                    frames_ptr, predicted_ptr, given_ptr, lane, part, frames_row, K * D, alive, newest - j, B, W, D
+                )
+                enter = tl.load(enter_ptr + (j * D + part)[:, None] * S + wide[None, :])
+                step = rounded(newer - older, OPERANDS, EMULATE)  # the difference before the rounding
+                x = tl.dot(step, enter, x, input_precision=PRECISION, out_dtype=ACC)
+                newer = older
         for layer in range(L):
             scale = inverse_root_mean_square(x, S)
             n = rounded(x * scale[:, None], OPERANDS, EMULATE)
@@ -180,7 +186,7 @@ def forward_kernel(
         u, u_inverse = toward(truth - tl.load(truth_ptr - D, alive[:, None], 0), SHORTEST)
         away = 0.5 * tl.sum((v - u) * (v - u), 1)
         length = tl.minimum(tl.exp(mu / (1.0 + tl.abs(mu) / BOUND)), LONGEST)
-        state = load_frame(frames_ptr, predicted_ptr, given_ptr, lane, frames_row, K * D, alive, newest, B, W, D)
+        state = load_frame(frames_ptr, predicted_ptr, given_ptr, lane, col, frames_row, K * D, alive, newest, B, W, D)
         state += length[:, None] * v
         tl.store(predicted_ptr + k * D + lane[:, None] * (K * D) + col[None, :], state, alive[:, None])
         state -= truth

@@ -46,7 +46,6 @@ def sweep_kernel(
     K,
     W,
     L,
-    models,
     frames_model,
     frames_row,
     D: tl.constexpr,
@@ -54,6 +53,7 @@ def sweep_kernel(
     H: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
+    COLUMNS: tl.constexpr,
     SILU: tl.constexpr,
     BOUND: tl.constexpr,
     LONGEST: tl.constexpr,
@@ -72,7 +72,6 @@ def sweep_kernel(
     inside = alive[:, None]
     wide, col, chunk = tl.arange(0, S), tl.arange(0, D), tl.arange(0, CHUNK)
     streams = lane[:, None] * S + wide[None, :]
-    states = lane[:, None] * (K * D) + col[None, :]
     frames_ptr += model * frames_model + first * frames_row
     predicted_ptr += (model * B + first) * K * D
     grad_predicted_ptr += (model * B + first) * K * D
@@ -91,32 +90,37 @@ def sweep_kernel(
     fields_ptr += model * K * B + first
     grad_fields_ptr += model * K * B + first
     grad_scalars_ptr += model * K * B + first
-    plane = models.to(tl.int64) * K * B
+    plane = tl.num_programs(1).to(tl.int64) * K * B
     for back in range(K):
         k = K - 1 - back
         at = k * B + lane
         # The state that step k predicted: as a result, and where it was not replaced, by every later window that held it.
         later = alive & (k + 1 < K)
         own = later & (tl.load(given_ptr + at, alive, 1) == 0)
-        grad = tl.load(grad_state_ptr + (k + 1) * D + states, own[:, None], 0)
-        for j in tl.range(0, W, num_stages=1):
-            after = own & (k + 1 + j < K)
-            g = tl.load(grad_stream_ptr + (k + 1 + j).to(tl.int64) * B * S + streams, after[:, None], 0)
-            lag = tl.load(lag_ptr + j * S * D + wide[:, None] * D + col[None, :])
-            grad = tl.dot(g, lag, grad, input_precision=PRECISION, out_dtype=ACC)
-        grad += tl.load(grad_predicted_ptr + k * D + states, inside, 0)
-        truth_ptr = frames_ptr + (W + k) * D + lane[:, None] * frames_row + col[None, :]
-        truth = tl.load(truth_ptr, inside, 0)
-        error = tl.load(predicted_ptr + k * D + states, inside, 0) - truth
-        grad += (2.0 * tl.load(grad_fields_ptr + 4 * plane + at, alive, 0))[:, None] * error
-        tl.store(grad_state_ptr + k * D + states, grad, inside)
+        of_error = 2.0 * tl.load(grad_fields_ptr + 4 * plane + at, alive, 0)
+        for c in tl.range(0, D, COLUMNS):
+            part = c + tl.arange(0, COLUMNS)
+            states = lane[:, None] * (K * D) + part[None, :]
+            grad = tl.load(grad_state_ptr + (k + 1) * D + states, own[:, None], 0)
+            for j in tl.range(0, W, num_stages=1):
+                after = own & (k + 1 + j < K)
+                g = tl.load(grad_stream_ptr + (k + 1 + j).to(tl.int64) * B * S + streams, after[:, None], 0)
+                lag = tl.load(lag_ptr + j * S * D + wide[:, None] * D + part[None, :])
+                grad = tl.dot(g, lag, grad, input_precision=PRECISION, out_dtype=ACC)
+            grad += tl.load(grad_predicted_ptr + k * D + states, inside, 0)
+            error = tl.load(predicted_ptr + k * D + states, inside, 0)
+            error -= tl.load(frames_ptr + (W + k) * D + lane[:, None] * frames_row + part[None, :], inside, 0)
+            tl.store(grad_state_ptr + k * D + states, grad + of_error[:, None] * error, inside)
+        tl.debug_barrier()
         # The head.
         level = (L * K + k).to(tl.int64) * B
         n = tl.load(normed_ptr + level * S + streams, inside, 0)
         direction = tl.load(direction_ptr + model * S * D + wide[:, None] * D + col[None, :])
         v = tl.dot(n, direction, input_precision=PRECISION, out_dtype=ACC) + tl.load(head_bias_ptr + col)[None, :]
         v, v_inverse = toward(v, SHORTEST)
-        u, u_inverse = toward(truth - tl.load(truth_ptr - D, inside, 0), SHORTEST)
+        truth_ptr = frames_ptr + (W + k) * D + lane[:, None] * frames_row + col[None, :]
+        u, u_inverse = toward(tl.load(truth_ptr, inside, 0) - tl.load(truth_ptr - D, inside, 0), SHORTEST)
+        grad = tl.load(grad_state_ptr + k * D + lane[:, None] * (K * D) + col[None, :], inside, 0)
         mu = tl.load(fields_ptr + plane + at, alive, 0)
         damping = 1.0 + tl.abs(mu) / BOUND
         whole = tl.exp(mu / damping)
@@ -130,9 +134,9 @@ def sweep_kernel(
         of_gap = tl.where(u_inverse > 0, tl.load(grad_fields_ptr + 3 * plane + at, alive, 0), 0.0)
         grad = tl.minimum(whole, LONGEST)[:, None] * grad + of_gap[:, None] * (v - u)
         grad = (grad - v * tl.sum(grad * v, 1)[:, None]) * v_inverse[:, None]
-        g = rounded(grad, OPERANDS, EMULATE)
-        tl.store(grad_direction_ptr + at.to(tl.int64)[:, None] * D + col[None, :], g, inside)
-        x = tl.dot(g, tl.trans(direction), input_precision=PRECISION, out_dtype=ACC)
+        of_v = rounded(grad, OPERANDS, EMULATE)
+        tl.store(grad_direction_ptr + at.to(tl.int64)[:, None] * D + col[None, :], of_v, inside)
+        x = tl.dot(of_v, tl.trans(direction), input_precision=PRECISION, out_dtype=ACC)
         x += of_kappa[:, None] * tl.load(head_ptr + wide)[None, :]
         x += of_mu[:, None] * tl.load(head_ptr + S + wide)[None, :]
         x += of_log_sigma[:, None] * tl.load(head_ptr + 2 * S + wide)[None, :]
@@ -171,7 +175,6 @@ def blocks_kernel(
     grad_down_ptr,  # [PARTS M L H S] out
     N,
     L,
-    models,
     tiles,  # of rows, that one part sums
     S: tl.constexpr,
     H: tl.constexpr,
@@ -216,7 +219,7 @@ def blocks_kernel(
         grad_up = tl.dot(of_hidden, n, grad_up, input_precision=PRECISION, out_dtype=ACC)
         a = rounded(a, OPERANDS, EMULATE)
         grad_down = tl.dot(a, g, grad_down, input_precision=PRECISION, out_dtype=ACC)
-    at = part * models * L + block
+    at = part * tl.num_programs(1) + block
     tl.store(grad_up_ptr + at * H * S + weight, grad_up)
     tl.store(grad_down_ptr + at * H * S + weight, grad_down)
     tl.store(grad_up_bias_ptr + at * H + unit, grad_bias)

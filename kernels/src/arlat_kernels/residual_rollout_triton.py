@@ -11,12 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from arlat_kernels.build import Build
 from arlat_kernels.mixture_triton import on_device
-from arlat_kernels.op import triton_mode
 from arlat_kernels.residual_rollout import (
     BOUND,
     LONGEST,
@@ -30,13 +27,11 @@ from arlat_kernels.residual_rollout import (
 )
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
 from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel
+from arlat_kernels.residual_rollout_launch import constants, gradient_tile, law, operand_dtype, tile
 from arlat_kernels.vmf_nll import SHORTEST, inverse, result_dtype, unit
 
 FIELDS = SCALARS + 2  # κ, mu, log_sigma, gap, squared error
-STAGES = 2  # chunks of weights in flight
-PROGRAMS = (
-    512  # of the weight gradients, at least where there are rows enough; no figure of a device, so that bits repeat
-)
+PROGRAMS = 512  # of the weight gradients, where there are rows enough; no device's figure, so that bits repeat
 
 
 class Operands(NamedTuple):
@@ -56,50 +51,6 @@ def operands_of(net: ResidualWeights, operands: str) -> Operands:
     return Operands(*(narrowed(tensor, operands).to(dtype).contiguous() for tensor in each))
 
 
-def emulated(operands: str) -> bool:
-    """Whether bfloat16 is emulated in float32: the interpreter multiplies its bit patterns."""
-    return operands == "bfloat16" and triton_mode() == "interpreted"
-
-
-def operand_dtype(dtype: torch.dtype, operands: str) -> torch.dtype:
-    """In what the kernels keep what is multiplied."""
-    return torch.bfloat16 if operands == "bfloat16" and not emulated(operands) else dtype
-
-
-def constants(dim: int, stream: int, hidden: int, dtype: torch.dtype, activation: str, operands: str) -> dict[str, Any]:
-    """What all three kernels are compiled for."""
-    wide, narrow = dtype == torch.float64, operands == "bfloat16"
-    acc = tl.float64 if wide else tl.float32
-    emulate = emulated(operands)
-    return {
-        "D": dim,
-        "S": stream,
-        "H": hidden,
-        "SILU": activation == "silu",
-        "ACC": acc,
-        "OPERANDS": tl.bfloat16 if narrow and not emulate else acc,
-        "EMULATE": emulate,
-        "FAST": narrow and not emulate,
-        "PRECISION": "ieee" if wide or narrow else "tf32x3",
-        "STAGES": STAGES,
-    }
-
-
-def tile(stream: int, dim: int) -> dict[str, int]:
-    """Rows and hidden units at a time of the forward pass and the sweep."""
-    return {"ROWS": 64, "CHUNK": 64}
-
-
-def gradient_tile(stream: int) -> dict[str, int]:
-    """Rows and hidden units of one program of the weight gradients."""
-    return {"ROWS": 64, "CHUNK": 64}
-
-
-def law(bound: float, longest: float) -> dict[str, float]:
-    """The constants of a step's length."""
-    return {"BOUND": bound, "LONGEST": longest, "SHORTEST": SHORTEST}
-
-
 @torch.library.custom_op("arlat::residual_rollout", mutates_args=())
 def rollout_forward(
     frames: Tensor, given: Tensor, enter: Tensor, enter_bias: Tensor, up: Tensor, up_bias: Tensor, down: Tensor,
@@ -115,13 +66,13 @@ def rollout_forward(
     frames = dense_rows(frames)
     copies = operands_of(net, operands)
     fixed = constants(frames.shape[-1], up.shape[-1], up.shape[-2], frames.dtype, activation, operands)
-    sizes = tile(up.shape[-1], frames.shape[-1])
+    sizes = tile(frames.shape[-1], up.shape[-1], operands)
     with on_device(frames):
         forward_kernel[(triton.cdiv(b, sizes["ROWS"]), m)](
             frames, steps_first(given), copies.enter, enter_bias.contiguous(), copies.up, up_bias.contiguous(),
             copies.down, down_bias.contiguous(), copies.direction, head.contiguous(), head_bias.contiguous(),
-            predicted, fields, normed, scale, b, k, enter.shape[1], up.shape[1], m, frames.stride(0), frames.stride(1),
-            **fixed, **sizes, **law(bound, longest), SAVE=save, num_warps=4,
+            predicted, fields, normed, scale, b, k, enter.shape[1], up.shape[1], frames.stride(0), frames.stride(1),
+            **fixed, **sizes, **law(bound, longest), SAVE=save,
         )  # fmt: skip
     return predicted, fields, normed, scale
 
@@ -178,7 +129,7 @@ def rollout_backward(
     dim, stream = frames.shape[-1], net.up.shape[-1]
     w, layers, hidden = net.enter.shape[1], net.up.shape[1], net.up.shape[2]
     fixed = constants(dim, stream, hidden, frames.dtype, activation, operands)
-    sizes, copies = tile(stream, dim), operands_of(net, operands)
+    sizes, copies = tile(dim, stream, operands), operands_of(net, operands)
     lags = narrowed(lag_matrices(net.enter), operands).to(normed.dtype).contiguous()
     grad_state, grad_stream = torch.empty_like(predicted), torch.empty_like(normed)
     grad_direction, grad_scalars = normed.new_empty(m, k, b, dim), fields.new_empty(SCALARS, m, k, b)
@@ -187,10 +138,10 @@ def rollout_backward(
             frames, steps_first(given), lags, copies.up, net.up_bias.contiguous(), copies.down, copies.direction,
             net.head.contiguous(), net.head_bias.contiguous(), predicted, fields, normed, scale,
             grad_predicted.contiguous(), grad_fields.contiguous(), grad_state, grad_stream, grad_direction,
-            grad_scalars, b, k, w, layers, m, frames.stride(0), frames.stride(1), **fixed, **sizes,
-            **law(bound, longest), num_warps=4,
+            grad_scalars, b, k, w, layers, frames.stride(0), frames.stride(1), **fixed, **sizes,
+            **law(bound, longest),
         )  # fmt: skip
-    of_blocks = block_gradients(net, copies, normed, grad_stream, fixed)
+    of_blocks = block_gradients(net, copies, normed, grad_stream, fixed, operands)
     entering = grad_stream[:, 0].to(frames.dtype)
     last = normed[:, -1].to(frames.dtype).flatten(1, 2)
     of_head = torch.cat([grad_direction.to(frames.dtype).flatten(1, 2).mT, grad_scalars.movedim(0, 1).flatten(2)], 1)
@@ -217,12 +168,12 @@ def _(
 
 
 def block_gradients(
-    net: ResidualWeights, copies: Operands, normed: Tensor, grad_stream: Tensor, fixed: dict[str, Any]
+    net: ResidualWeights, copies: Operands, normed: Tensor, grad_stream: Tensor, fixed: dict[str, Any], operands: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of up [m l h s], up_bias [m l h] and down [m l s h], summed in parts of a size that shapes alone decide."""
     m, layers, hidden, stream = net.up.shape
     rows = normed.shape[2] * normed.shape[3]
-    sizes = gradient_tile(stream)
+    sizes = gradient_tile(stream, operands)
     columns = hidden // sizes["CHUNK"]
     tiles = triton.cdiv(rows, sizes["ROWS"])
     each = triton.cdiv(tiles, min(tiles, max(1, triton.cdiv(PROGRAMS, columns * layers * m))) if layers else 1)
@@ -232,8 +183,8 @@ def block_gradients(
     if layers:
         with on_device(up):
             blocks_kernel[(columns, m * layers, parts)](
-                normed, grad_stream, copies.up, net.up_bias.contiguous(), copies.down, up, bias, down, rows, layers, m,
-                each, **{name: value for name, value in fixed.items() if name != "D"}, **sizes, num_warps=4,
+                normed, grad_stream, copies.up, net.up_bias.contiguous(), copies.down, up, bias, down, rows, layers, each,
+                **{name: value for name, value in fixed.items() if name != "D"}, **sizes,
             )  # fmt: skip
     return up.sum(0), bias.sum(0), down.sum(0).mT
 
@@ -316,8 +267,3 @@ def residual_rollout_triton(
         frames.to(dtype), given, *(tensor.to(dtype) for tensor in weights), activation, bound, longest, operands, save
     )
     return ResidualRollout(predicted, *fields.mT.unbind(0))
-
-
-def builds() -> tuple[Build, ...]:
-    """What is compiled ahead of time."""
-    return ()

@@ -1,0 +1,116 @@
+"""What the kernels of `residual_rollout` are launched with: constants, tiles, and the configurations that are compiled ahead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from arlat_kernels.build import Build
+from arlat_kernels.op import triton_mode
+from arlat_kernels.residual_rollout import BOUND, LONGEST, OPERANDS, WIDTHS, fits
+from arlat_kernels.residual_rollout_forward_triton import forward_kernel
+from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel
+from arlat_kernels.vmf_nll import SHORTEST
+
+STAGES = 2  # chunks of weights in flight
+STRIDES = frozenset({"frames_model", "frames_row"})
+MULTIPLIED = frozenset(
+    f"{name}_ptr" for name in ("enter", "up", "down", "direction", "lag", "normed", "grad_stream", "grad_direction")
+)
+# Bytes that a thread may spill where there are no products, by kernel and wider of stream and frame.
+STACK = {("forward", 64): 128, ("sweep", 64): 512, ("forward", 128): 256, ("sweep", 128): 1024, ("blocks", 128): 16}
+
+
+def emulated(operands: str) -> bool:
+    """Whether bfloat16 is emulated in float32: the interpreter multiplies its bit patterns."""
+    return operands == "bfloat16" and triton_mode() == "interpreted"
+
+
+def operand_dtype(dtype: torch.dtype, operands: str) -> torch.dtype:
+    """In what the kernels keep what is multiplied."""
+    return torch.bfloat16 if operands == "bfloat16" and not emulated(operands) else dtype
+
+
+def constants(dim: int, stream: int, hidden: int, dtype: torch.dtype, activation: str, operands: str) -> dict[str, Any]:
+    """What all three kernels are compiled for."""
+    wide, narrow = dtype == torch.float64, operands == "bfloat16"
+    acc = tl.float64 if wide else tl.float32
+    emulate = emulated(operands)
+    return {
+        "D": dim,
+        "S": stream,
+        "H": hidden,
+        "SILU": activation == "silu",
+        "ACC": acc,
+        "OPERANDS": tl.bfloat16 if narrow and not emulate else acc,
+        "EMULATE": emulate,
+        "FAST": narrow and not emulate,
+        "PRECISION": "ieee" if wide or narrow else "tf32x3",
+        "STAGES": STAGES,
+    }
+
+
+def tile(dim: int, stream: int, operands: str) -> dict[str, int]:
+    """Rows, hidden units and columns at a time, and warps, of the forward pass and the sweep: no loop of products spills."""
+    sizes = {"ROWS": 64, "CHUNK": 64} if operands == "bfloat16" else {"ROWS": 16, "CHUNK": 32}
+    return {**sizes, "COLUMNS": min(dim, 64), "num_warps": 4 if max(dim, stream) <= 64 else 8}
+
+
+def gradient_tile(stream: int, operands: str) -> dict[str, int]:
+    """Rows and hidden units at a time, and warps, of the weight gradients."""
+    if operands == "bfloat16":
+        return {"ROWS": 64 if stream == 64 else 32, "CHUNK": 64, "num_warps": 4}
+    return {"ROWS": 16, "CHUNK": 32, "num_warps": 4}
+
+
+def law(bound: float, longest: float) -> dict[str, float]:
+    """The constants of a step's length."""
+    return {"BOUND": bound, "LONGEST": longest, "SHORTEST": SHORTEST}
+
+
+def builds() -> tuple[Build, ...]:
+    """What is compiled ahead of time: forward pass, sweep and weight gradients for all operands and sizes that fit."""
+    return tuple(
+        build
+        for operands in OPERANDS
+        for stream in WIDTHS
+        for dim in WIDTHS
+        if fits(dim, stream, operands)
+        for build in builds_of(dim, stream, operands)
+    )
+
+
+def builds_of(dim: int, stream: int, operands: str) -> list[Build]:
+    """The three kernels; the weight gradients do not depend on dim."""
+    fixed = constants(dim, stream, 256, torch.float32, "silu", operands)
+    narrow = {"bfloat16": "*bf16", "float32": "*fp32"}[operands]
+    alone = {name: value for name, value in fixed.items() if name != "D"}
+    each = [
+        ("forward", forward_kernel, {**fixed, **law(BOUND, LONGEST), "SAVE": True, **tile(dim, stream, operands)}),
+        ("sweep", sweep_kernel, {**fixed, **law(BOUND, LONGEST), **tile(dim, stream, operands)}),
+        ("blocks", blocks_kernel, {**alone, **gradient_tile(stream, operands)}),
+    ]
+    return [
+        Build(
+            name=f"residual_rollout/{name}/d{dim}_s{stream}_{narrow[1:]}",
+            kernel=kernel,
+            constants={key: value for key, value in settings.items() if key != "num_warps"},
+            types={
+                key: pointer_type(key, narrow) for key in kernel.arg_names if key.endswith("_ptr") or key in STRIDES
+            },
+            aligned=False,
+            warps=settings["num_warps"],
+            stack=STACK.get((name, max(dim, stream)), 0) if operands == "bfloat16" else 32,
+        )
+        for name, kernel, settings in each
+        if name != "blocks" or dim == stream
+    ]
+
+
+def pointer_type(name: str, narrow: str) -> str:
+    """The Triton type of an argument that divides by 16."""
+    if name in STRIDES:
+        return "i32"
+    return "*i8" if name == "given_ptr" else narrow if name in MULTIPLIED else "*fp32"

@@ -64,6 +64,44 @@ def test_a_spill_is_seen_in_machine_code() -> None:
     assert aot.faults({"builds": {"greedy/sm_80": usage}})
 
 
+def test_spills_in_loops_of_products_are_told_from_others() -> None:
+    code = """
+        /*0000*/ STL [R1], R2 ;
+        /*0010*/ LDL R2, [R1] ;
+        /*0020*/ HMMA.16816.F32 R4, R8, R2, R4 ;
+        /*0030*/ @P0 BRA 0x10 ;
+        /*0040*/ LDL R3, [R1] ;
+        /*0050*/ FADD R3, R3, R2 ;
+        /*0060*/ @P1 BRA 0x40 ;
+        /*0070*/ @P2 BRA 0x0 ;
+        /*0080*/ @P3 BRA 0xf0 ;
+        /*0090*/ STL.64 [R1], R2 ;"""
+    assert (
+        aot.product_spills(code) == 1
+    )  # not the outer loop's, not that of a loop without products, not a forward jump's
+    assert aot.product_spills(code.replace("HMMA.16816.F32", "FFMA")) == 0
+
+
+def test_the_rollout_has_no_loop_of_products_that_spills_and_does_where_its_tile_is_too_large() -> None:
+    from dataclasses import replace
+
+    (build,) = [each for each in aot.shipped() if each.name == "residual_rollout/blocks/d64_s64_bf16"]
+    assert aot.compile_build(build, 80)["product_spills"] == 0
+    usage = aot.compile_build(replace(build, constants={**build.constants, "ROWS": 128}), 80)
+    assert usage["product_spills"] > 0
+    assert any("product_spills" in line or "spills" in line for line in aot.faults({"builds": {"x/sm_80": usage}}))
+
+
+def test_the_rollout_compiles_where_sizes_of_one_become_constants() -> None:
+    from dataclasses import replace
+
+    sizes = {"B", "K", "W", "L", "N", "tiles"}
+    for build in [each for each in aot.shipped() if each.name.endswith("/d32_s32_fp32")]:
+        ones = {name: 1 for name in build.kernel.arg_names if name in sizes}
+        assert len(ones) >= 3
+        assert aot.compile_build(replace(build, constants={**build.constants, **ones}), 80)["spills"] == 0
+
+
 @pytest.mark.parametrize("dim", [8, 512])
 def test_the_log_normaliser_keeps_its_main_terms_in_float64(dim: int) -> None:
     """Fusing a·b + c into one instruction breaks double-float code, not float64; so float64 must be what is there."""

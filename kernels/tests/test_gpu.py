@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from arlat_kernels import OPS, Op, mixture_nll
-from arlat_kernels.testing import check_op
+from arlat_kernels import OPS, Op, mixture_nll, residual_rollout_op
+from arlat_kernels.testing import check_op, convert, evaluate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,3 +52,44 @@ def test_mixture_needs_a_quarter_of_the_memory() -> None:
         peaks.append(torch.cuda.max_memory_allocated() - base)
         del value, leaves
     assert peaks[1] <= peaks[0] / 4
+
+
+@pytest.mark.parametrize(
+    "case", [{"d": 32, "s": 32}, {"d": 64, "s": 64}, {"d": 64, "s": 128}, {"d": 128, "s": 128}], ids=str
+)
+def test_rollout_with_bfloat16_operands(case: dict[str, int]) -> None:
+    shape = {"m": 2, "b": 300, "k": 16, "w": 8, "h": 256, "layers": 3, **case}
+    made = residual_rollout_op.make_inputs(**shape, generator=torch.Generator().manual_seed(0))
+    given = {name: tensor.cuda() for name, tensor in made.items()}
+    settings = {"operands": "bfloat16"}
+    assert residual_rollout_op.pick(*given.values(), **settings) == "triton"
+    exact = {name: convert(tensor, "cuda", torch.float64) for name, tensor in given.items()}
+    truth = evaluate(residual_rollout_op.reference, exact, 0)
+    reference = evaluate(residual_rollout_op.reference, given, 0, settings)
+    first, again = (evaluate(residual_rollout_op.implementation("triton"), given, 0, settings) for _ in range(2))
+    for name, true in truth.items():
+        far, own = (float((each[name] - true).norm() / true.norm()) for each in (first, reference))
+        assert far < 2 * own + 1e-3, name
+        assert torch.equal(first[name], again[name]), name
+
+
+def test_rollout_is_captured_in_a_graph() -> None:
+    made = residual_rollout_op.make_inputs(1, 65, 4, 3, 32, 32, 64, 1, generator=torch.Generator().manual_seed(0))
+    leaves = [tensor.cuda().requires_grad_(tensor.is_floating_point()) for tensor in made.values()]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+
+    def once() -> list[torch.Tensor]:
+        out = residual_rollout_op.implementation("triton")(*leaves)
+        return [*out, *torch.autograd.grad(sum(field.sum() for field in out), wanted)]  # type: ignore[arg-type]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = once()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = once()
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, value in zip(captured, expected, strict=True):
+        assert torch.equal(got, value)

@@ -2,7 +2,7 @@
 
 The sweep takes a tile of rows from the last step to the first, recomputes hidden units and leaves behind the gradient of
 every block's output. With those there is no recurrence left: the gradients of a chunk of hidden units are sums over steps
-and rows, which `blocks_kernel` makes in parts, and no atomics are needed: the same inputs give the same bits.
+and rows, which `blocks_kernel` makes in parts, as `window_kernel` does for one frame of the window, and no atomics are needed: the same inputs give the same bits.
 """
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from arlat_kernels.residual_rollout_forward_triton import activated, rounded, toward
+from arlat_kernels.residual_rollout_forward_triton import activated, load_frame, rounded, toward
 
 
 @triton.jit
@@ -223,3 +223,49 @@ def blocks_kernel(
     tl.store(grad_up_ptr + at * H * S + weight, grad_up)
     tl.store(grad_down_ptr + at * H * S + weight, grad_down)
     tl.store(grad_up_bias_ptr + at * H + unit, grad_bias)
+
+
+@triton.jit
+def window_kernel(
+    frames_ptr,  # [M B W+K D], strides of model and row given
+    predicted_ptr,  # [M B K D]
+    given_ptr,  # [M K B] int8
+    grad_stream_ptr,  # [M L+1 K B S] operands
+    grad_enter_ptr,  # [PARTS M W S D] out
+    B,
+    K,
+    W,
+    L,
+    tiles,  # of rows, that one part sums
+    frames_model,
+    frames_row,
+    D: tl.constexpr,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    ACC: tl.constexpr,
+    OPERANDS: tl.constexpr,
+    EMULATE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    j = tl.program_id(0)
+    model = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(2).to(tl.int64)
+    wide, col = tl.arange(0, S), tl.arange(0, D)
+    frames_ptr += model * frames_model
+    predicted_ptr += model * B * K * D
+    given_ptr += model * K * B
+    grad_stream_ptr += model * (L + 1) * K * B * S
+    total = tl.zeros([S, D], ACC)
+    for t in tl.range(0, tiles, num_stages=1):
+        row = (part * tiles + t) * ROWS + tl.arange(0, ROWS)
+        alive = row < K * B
+        k, b = row // B, row % B
+        g = tl.load(grad_stream_ptr + row[:, None] * S + wide[None, :], alive[:, None], 0)
+        newer = W - 1 + k - tl.maximum(j - 1, 0)
+        step = load_frame(frames_ptr, predicted_ptr, given_ptr, b, col, frames_row, K * D, alive, newer, B, W, D)
+        older = alive & (j > 0)  # the newest frame is a feature by itself
+        step -= load_frame(frames_ptr, predicted_ptr, given_ptr, b, col, frames_row, K * D, older, newer - 1, B, W, D)
+        step = rounded(step, OPERANDS, EMULATE)
+        total = tl.dot(tl.trans(g), step, total, input_precision=PRECISION, out_dtype=ACC)
+    at = (part * tl.num_programs(1) + model) * W + j
+    tl.store(grad_enter_ptr + at * S * D + wide[:, None] * D + col[None, :], total)

@@ -11,7 +11,7 @@ from arlat_kernels.build import Build
 from arlat_kernels.op import triton_mode
 from arlat_kernels.residual_rollout import BOUND, LONGEST, OPERANDS, WIDTHS, fits
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
-from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel
+from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel, window_kernel
 from arlat_kernels.vmf_nll import SHORTEST
 
 STAGES = 2  # chunks of weights in flight
@@ -34,7 +34,7 @@ def operand_dtype(dtype: torch.dtype, operands: str) -> torch.dtype:
 
 
 def constants(dim: int, stream: int, hidden: int, dtype: torch.dtype, activation: str, operands: str) -> dict[str, Any]:
-    """What all three kernels are compiled for."""
+    """What the kernels are compiled for."""
     wide, narrow = dtype == torch.float64, operands == "bfloat16"
     acc = tl.float64 if wide else tl.float32
     emulate = emulated(operands)
@@ -65,6 +65,16 @@ def gradient_tile(stream: int, operands: str) -> dict[str, int]:
     return {"ROWS": 16, "CHUNK": 32, "num_warps": 4}
 
 
+def window_tile(dim: int, stream: int, operands: str) -> dict[str, int]:
+    """Rows at a time, and warps, of the window's weight gradients."""
+    return {"ROWS": 64 if operands == "bfloat16" else 16, "num_warps": 4 if max(dim, stream) <= 64 else 8}
+
+
+def only(kernel: Any, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Those of the constants that a kernel takes."""
+    return {name: value for name, value in fixed.items() if name in kernel.arg_names}
+
+
 def law(bound: float, longest: float) -> dict[str, float]:
     """The constants of a step's length."""
     return {"BOUND": bound, "LONGEST": longest, "SHORTEST": SHORTEST}
@@ -83,14 +93,14 @@ def builds() -> tuple[Build, ...]:
 
 
 def builds_of(dim: int, stream: int, operands: str) -> list[Build]:
-    """The three kernels; the weight gradients do not depend on dim."""
+    """The four kernels; the blocks' weight gradients do not depend on dim."""
     fixed = constants(dim, stream, 256, torch.float32, "silu", operands)
     narrow = {"bfloat16": "*bf16", "float32": "*fp32"}[operands]
-    alone = {name: value for name, value in fixed.items() if name != "D"}
     each = [
         ("forward", forward_kernel, {**fixed, **law(BOUND, LONGEST), "SAVE": True, **tile(dim, stream, operands)}),
         ("sweep", sweep_kernel, {**fixed, **law(BOUND, LONGEST), **tile(dim, stream, operands)}),
-        ("blocks", blocks_kernel, {**alone, **gradient_tile(stream, operands)}),
+        ("blocks", blocks_kernel, {**only(blocks_kernel, fixed), **gradient_tile(stream, operands)}),
+        ("window", window_kernel, {**only(window_kernel, fixed), **window_tile(dim, stream, operands)}),
     ]
     return [
         Build(

@@ -6,7 +6,6 @@ window's weights, the biases) are torch's.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +25,8 @@ from arlat_kernels.residual_rollout import (
     narrowed,
 )
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
-from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel
-from arlat_kernels.residual_rollout_launch import constants, gradient_tile, law, operand_dtype, tile
+from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel, window_kernel
+from arlat_kernels.residual_rollout_launch import constants, gradient_tile, law, only, operand_dtype, tile, window_tile
 from arlat_kernels.vmf_nll import SHORTEST, inverse, result_dtype, unit
 
 FIELDS = SCALARS + 2  # κ, mu, log_sigma, gap, squared error
@@ -118,10 +117,10 @@ def rollout_backward(
     grad_predicted: Tensor, grad_fields: Tensor, inputs: list[Tensor], saved: list[Tensor], activation: str,
     bound: float, longest: float, operands: str, of_frames: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of frames (zeros unless `of_frames`) and the eight weights; `saved` are the results of the forward pass."""
+    """Gradients of frames (nothing unless `of_frames`) and the eight weights; `saved` are the forward pass's results."""
     frames, given, *weights = inputs
     if grad_predicted.numel() == 0:
-        return [tensor.new_zeros(tensor.shape) for tensor in (frames, *weights)]
+        return [tensor.new_zeros(tensor.shape) for tensor in (frames if of_frames else frames.new_empty(0), *weights)]
     net = ResidualWeights(*weights)
     frames = dense_rows(frames)
     predicted, fields, normed, scale = saved
@@ -142,15 +141,14 @@ def rollout_backward(
             **law(bound, longest),
         )  # fmt: skip
     of_blocks = block_gradients(net, copies, normed, grad_stream, fixed, operands)
-    entering = grad_stream[:, 0].to(frames.dtype)
     last = normed[:, -1].to(frames.dtype).flatten(1, 2)
     of_head = torch.cat([grad_direction.to(frames.dtype).flatten(1, 2).mT, grad_scalars.movedim(0, 1).flatten(2)], 1)
     return [
-        frames_gradient(frames, given, net, saved, grad_fields, grad_state, entering, operands)
+        frames_gradient(frames, given, net, saved, grad_fields, grad_state, grad_stream[:, 0], operands)
         if of_frames
-        else frames.new_zeros(frames.shape),
-        enter_gradient(frames, given, predicted, entering, w, operands),
-        entering.sum((1, 2)),
+        else frames.new_empty(0),
+        window_gradient(frames, given, predicted, grad_stream, net.enter, operands, fixed),
+        grad_stream[:, 0].sum((1, 2), dtype=frames.dtype),
         *of_blocks,
         grad_stream[:, 1:].sum((2, 3), dtype=frames.dtype),
         of_head @ last,
@@ -164,7 +162,7 @@ def _(
     bound: float, longest: float, operands: str, of_frames: bool,
 ) -> list[Tensor]:  # fmt: skip
     frames, _, *weights = inputs
-    return [tensor.new_empty(tensor.shape) for tensor in (frames, *weights)]
+    return [tensor.new_empty(tensor.shape) for tensor in (frames if of_frames else frames.new_empty(0), *weights)]
 
 
 def block_gradients(
@@ -175,43 +173,51 @@ def block_gradients(
     rows = normed.shape[2] * normed.shape[3]
     sizes = gradient_tile(stream, operands)
     columns = hidden // sizes["CHUNK"]
-    tiles = triton.cdiv(rows, sizes["ROWS"])
-    each = triton.cdiv(tiles, min(tiles, max(1, triton.cdiv(PROGRAMS, columns * layers * m))) if layers else 1)
-    parts = triton.cdiv(tiles, each)
+    each, parts = shares(rows, sizes["ROWS"], max(1, columns * layers * m))
     up, down = (net.up.new_empty(parts, *net.up.shape) for _ in range(2))
     bias = net.up_bias.new_empty(parts, *net.up_bias.shape)
     if layers:
         with on_device(up):
             blocks_kernel[(columns, m * layers, parts)](
                 normed, grad_stream, copies.up, net.up_bias.contiguous(), copies.down, up, bias, down, rows, layers, each,
-                **{name: value for name, value in fixed.items() if name != "D"}, **sizes,
+                **only(blocks_kernel, fixed), **sizes,
             )  # fmt: skip
     return up.sum(0), bias.sum(0), down.sum(0).mT
 
 
-def entered(frames: Tensor, given: Tensor, predicted: Tensor, w: int) -> Tensor:
-    """The frames [m b w+k−1 d] that windows held: the prefix, then truth or prediction."""
-    later = torch.where(given[..., None], frames[:, :, w:], predicted)
-    return torch.cat([frames[:, :, :w], later[:, :, :-1]], 2)
+def window_gradient(
+    frames: Tensor, given: Tensor, predicted: Tensor, grad_stream: Tensor, enter: Tensor, operands: str,
+    fixed: dict[str, Any],
+) -> Tensor:  # fmt: skip
+    """The gradient [m w s d] of enter, summed in parts like those of the blocks."""
+    m, w, stream, dim = enter.shape
+    b, k = given.shape[1:]
+    sizes = window_tile(dim, stream, operands)
+    each, parts = shares(b * k, sizes["ROWS"], w * m)
+    total = enter.new_empty(parts, *enter.shape)
+    with on_device(frames):
+        window_kernel[(w, m, parts)](
+            frames, predicted, steps_first(given), grad_stream, total, b, k, w, grad_stream.shape[1] - 1, each,
+            frames.stride(0), frames.stride(1), **only(window_kernel, fixed), **sizes,
+        )  # fmt: skip
+    return total.sum(0)
 
 
-def enter_gradient(frames: Tensor, given: Tensor, predicted: Tensor, grad: Tensor, w: int, operands: str) -> Tensor:
-    """The gradient [m w s d] of the window's weights for that of the stream, grad [m k b s]: one product for each frame."""
-    seen, k = entered(frames, given, predicted, w), given.shape[-1]
-    starts = [seen[:, :, w - 1 - j : w - 1 - j + k] for j in range(w)]
-    features = [starts[0], *(newer - older for newer, older in pairwise(starts))]
-    flat = grad.flatten(1, 2).mT
-    return torch.stack([flat @ narrowed(part, operands).transpose(1, 2).flatten(1, 2) for part in features], 1)
+def shares(rows: int, tile_rows: int, columns: int) -> tuple[int, int]:
+    """Tiles of rows that one part sums, and parts, where each part takes `columns` programs."""
+    tiles = triton.cdiv(rows, tile_rows)
+    each = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, columns)))
+    return each, triton.cdiv(tiles, each)
 
 
 def frames_gradient(
     frames: Tensor, given: Tensor, net: ResidualWeights, saved: list[Tensor], grad_fields: Tensor, grad_state: Tensor,
-    grad: Tensor, operands: str,
+    grad_entering: Tensor, operands: str,
 ) -> Tensor:  # fmt: skip
     """The gradient [m b w+k d] of the frames: as the true steps, and where they are given as states and in windows."""
     predicted, _, normed, _ = saved
     w, k, dim = net.enter.shape[1], given.shape[-1], frames.shape[-1]
-    total = torch.zeros_like(frames)
+    total, grad = torch.zeros_like(frames), grad_entering.to(frames.dtype)
     total[:, :, w - 1 : w - 1 + k] += grad_state
     for j, matrix in enumerate(lag_matrices(net.enter).unbind(1)):
         total[:, :, w - 1 - j : w - 1 - j + k] += (grad @ matrix[:, None]).transpose(1, 2)

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arlat_kernels import mixture_nll, rollout_loss_op, vmf_draw, vmf_log_norm, vmf_nll_natural, vmf_nll_polar
+from arlat_kernels import (
+    mixture_nll,
+    residual_rollout_op,
+    rollout_loss_op,
+    vmf_draw,
+    vmf_log_norm,
+    vmf_nll_natural,
+    vmf_nll_polar,
+)
 from arlat_kernels.op import Case, Op
 from arlat_kernels.testing import check_op, convert, results
 from torch import Tensor
@@ -39,6 +47,8 @@ class Row:
         return f"{sizes} forward+backward {str(self.dtype).removeprefix('torch.')}"
 
 
+ROLLOUT = {"m": 1, "b": 6912, "k": 16, "w": 8, "h": 256, "layers": 3}  # 64 rows for each of an A100's multiprocessors
+
 TABLE = (
     Row(mixture_nll, {"n": 4096, "m": 8, "d": 64}),
     Row(mixture_nll, {"n": 4096, "m": 8, "d": 128}),
@@ -58,6 +68,10 @@ TABLE = (
     Row(rollout_loss_op, {"n": 262144, "d": 64, "kappa": 100.0}),
     Row(rollout_loss_op, {"n": 32768, "d": 512, "kappa": 1e3}),
     Row(rollout_loss_op, {"n": 32768, "d": 512, "kappa": 1e3}, torch.bfloat16),
+    Row(residual_rollout_op, {**ROLLOUT, "d": 32, "s": 32, "operands": "bfloat16"}),
+    Row(residual_rollout_op, {**ROLLOUT, "d": 64, "s": 64, "operands": "bfloat16"}),
+    Row(residual_rollout_op, {**ROLLOUT, "d": 64, "s": 64}),
+    Row(residual_rollout_op, {**ROLLOUT, "d": 128, "s": 128, "operands": "bfloat16"}),
 )
 
 

@@ -88,7 +88,8 @@ def fused_rollout(
     log_prob = polar_log_prob(shown, out.gap, dim * softplus(out.kappa), mu, log_sigma)
     over = soft_bound(out.mu) > math.log(longest)
     step = predicted - entering
-    rollout = Rollout(*(stopped(alive, part) for part in (entering, step, log_prob)), over & alive)
+    entering, step, log_prob = (stopped(alive, part) for part in (entering, step, log_prob))
+    rollout = Rollout(entering, step, log_prob, over & alive)
     return FusedRollout(rollout, out.gap, out.squared_error * unit[..., 0].square(), alive)
 
 
@@ -110,7 +111,8 @@ def weights_of(model: ResidualMLP) -> ResidualWeights:
     dim, width, unit = model.dim, model.enter.out_features, model.head.scale
     newest, *steps = model.enter.weight.reshape(width, model.context, dim).unbind(1)  # steps are oldest first
     enter = [newest / model.scale, *(step / model.step_scale for step in reversed(steps))]
-    blocks = [(block.up.weight, block.up.bias, block.down.weight, block.down.bias) for block in model.blocks]
+    names = ("up.weight", "up.bias", "down.weight", "down.bias")
+    blocks = [[block.get_parameter(name) for name in names] for block in model.blocks]
     empty = [model.enter.weight.new_empty(0, *shape) for shape in block_shapes(width, model.config.hidden)]
     up, up_bias, down, down_bias = (torch.stack(part) for part in zip(*blocks, strict=True)) if blocks else empty
     linear = model.head.linear

@@ -46,6 +46,8 @@ class Config(BaseConfig):
     """Seed of the stores and of the battery."""
     p1: P1Config = P1Config()
     """Settings of P1 in these runs."""
+    only: str = "p1,p2,p4,r1,r4"
+    """Diagnostics to run: those that have known answers."""
 
 
 def calibrate(config: Config, progress: Callable[[str], None] = lambda _: None) -> list[Path]:
@@ -70,8 +72,9 @@ def calibrate(config: Config, progress: Callable[[str], None] = lambda _: None) 
                     out=store,
                     **params,
                 )
+            data = DataConfig(latents_dir=store)
             run_battery(
-                BatteryConfig(data=DataConfig(latents_dir=store), out=run, name=label, seed=config.seed, p1=config.p1),
+                BatteryConfig(data=data, out=run, only=config.only, name=label, seed=config.seed, p1=config.p1),
                 progress,
             )
             runs.append(run)

@@ -228,6 +228,7 @@ def prove(config: Config, console: Console) -> None:
                 frames=200,
                 seed=config.seed,
                 p1=P1Config(horizons=(1, 8), lags=(2,), train=TrainConfig(max_steps=100)),
+                only=MEASURED,
             ),
             lambda text: status.update(f"  calibration: {text}"),
         )

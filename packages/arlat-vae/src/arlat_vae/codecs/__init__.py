@@ -1,0 +1,1 @@
+"""The codecs that arlat-vae adds: `build_codec("vae=FOLDER")`."""

@@ -1,6 +1,6 @@
 """Weights of losses as shares of the gradient that reaches the audio, whatever the losses' own scales (arXiv:2210.13438).
 
-With g_i = ∂ℓ_i/∂ŷ and ⟨‖g_i‖⟩ the running mean of its norm, the audio receives Σ_i (w_i / Σ_j w_j) · g_i / ⟨‖g_i‖⟩.
+With g_i = ∂ℓ_i/∂ŷ and ⟨‖g_i‖⟩ the running mean of its norm, the audio receives s · Σ_i (w_i / Σ_j w_j) · g_i / ⟨‖g_i‖⟩.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def balance(
     audio: Tensor,
     norms: Norms,
     decay: float = 0.999,
+    scale: float = 1.0,
 ) -> Balanced:
     """Joins the gradients of `losses` with respect to `audio` [b n] in the shares that `weights` say.
 
-    Norms are means over the batch of each item's norm. A loss whose gradient is not finite is left out of this step and
+    Norms are means over the batch of each item's norm, and `scale` is s. A loss whose gradient is not finite is left out of this step and
     of the running mean. `audio.backward(result.gradient)` sends the result on. Raises ValueError for a loss without weight.
     """
     missing = sorted(losses.keys() - weights.keys())
@@ -66,5 +67,5 @@ def balance(
     whole = sum(weights[name] for name in losses) or 1.0
     joined = torch.zeros_like(audio)
     for name in finite:
-        joined = joined + gradients[name] * (weights[name] / whole / max(after.mean(name), SMALLEST))
+        joined = joined + gradients[name] * (scale * weights[name] / whole / max(after.mean(name), SMALLEST))
     return Balanced(joined, after, observed, tuple(name for name in losses if name not in finite))

@@ -65,8 +65,9 @@ class GaussianPosterior(Posterior):
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """mean + σ ⊙ ε."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + self.sigma * noise
+        drawn_on = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=drawn_on)
+        return self.mean + self.sigma * noise.to(self.mean)
 
     def kl(self) -> Tensor:
         """½ (μ² + σ² − 1) − ln σ."""
@@ -83,8 +84,8 @@ class PointPosterior(Posterior):
         return self.mean
 
     def kl(self) -> Tensor:
-        """Zeros."""
-        return torch.zeros_like(self.mean)
+        """Zeros, with a gradient that is zero."""
+        return 0.0 * self.mean
 
 
 class Bottleneck(nn.Module, ABC):
@@ -164,7 +165,7 @@ def active_units(mean: Tensor) -> int:
 
 def kl_report(posterior: Posterior, frame_rate: float) -> dict[str, float]:
     """The KL of a batch in every unit (the module's docstring has the conventions)."""
-    mean = float(posterior.kl().mean())
+    mean = float(posterior.kl().detach().mean())
     _, frames, dim = posterior.mean.shape
     return {
         "kl": mean,

@@ -1,0 +1,323 @@
+"""`arlat vae train`: a folder of speech to a VAE, RUN/vae, which `vae=RUN/vae` uses as a codec.
+
+Every draw is a function of (seed, step), so that a killed run goes on, on a CPU to the bit, as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from arlat_core.config import Config as BaseConfig
+from arlat_core.config import parse
+from arlat_core.files import atomic_write, write_json
+from arlat_core.run import manifest, run_directory
+from arlat_core.seed import seeded
+from arlat_data.corpus import scan
+from arlat_data.splits import SPLITS
+from pydantic import Field
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
+from torch import Tensor
+
+from arlat_vae import checkpoint, snapshot
+from arlat_vae.balancer import balance
+from arlat_vae.bottleneck import BottleneckConfig, kl_report
+from arlat_vae.crops import Clips, CropConfig, batch, counter, prepare
+from arlat_vae.discriminator import Config as JudgeConfig
+from arlat_vae.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
+from arlat_vae.losses import Loss, MelLoss, STFTLoss, waveform_loss
+from arlat_vae.model import VAE, build, sized
+from arlat_vae.snapshot import Trainee
+
+MOST_SKIPPED = 20  # steps in a row without a finite loss or gradient
+Progress = Callable[[int, int], None]
+
+
+class Data(BaseConfig):
+    """What to train on."""
+
+    audio_dir: Path
+    """A folder of speech; its train split is trained on, its eval split is listened to."""
+    speaker_pattern: str | None = None
+    """Regular expression with the group `speaker`, as in `arlat data extract`."""
+    crop: CropConfig = CropConfig()
+    """What a training crop is."""
+
+
+class LossConfig(BaseConfig):
+    """Weights by the names that the metrics have; 0 leaves a loss out."""
+
+    waveform: float = Field(default=1.0, ge=0)
+    """Mean absolute difference of samples."""
+    stft: float = Field(default=1.0, ge=0)
+    """Multi-resolution STFT."""
+    mel: float = Field(default=1.0, ge=0)
+    """Multi-scale log-mel."""
+    adversarial: float = Field(default=0.0, ge=0)
+    """The discriminator's hinge."""
+    feature: float = Field(default=0.0, ge=0)
+    """Feature matching on the discriminator."""
+    kl: float = Field(default=0.01, ge=0)
+    """β, on the KL averaged over batch, time and dimension."""
+    balanced: bool = False
+    """Whether the weights of what is measured on the audio are shares of its gradient, whose size is then that of `waveform` at weight 1."""
+
+
+class OptimiserConfig(BaseConfig):
+    """AdamW with linear warm-up and a cosine to 0."""
+
+    steps: int = Field(default=1000, gt=0)
+    """Steps in all."""
+    batch: int = Field(default=8, gt=0)
+    """Crops in a step."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.8, 0.99)
+    """Decay of the moments."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """AdamW's decoupled weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what is kept; less in the first steps."""
+
+
+class Config(BaseConfig):
+    """Settings of `arlat vae train`."""
+
+    data: Data
+    """What to train on."""
+    out: Path
+    """Run directory: the same command goes on with a killed run there."""
+    size: Literal["tiny", "small", "base"] = "tiny"
+    """tiny (0.4 M weights) for a CPU, small (11 M), base (98 M)."""
+    bottleneck: BottleneckConfig = BottleneckConfig()
+    """The law of a latent frame."""
+    loss: LossConfig = LossConfig()
+    """Weights of the losses."""
+    judge: JudgeConfig = JudgeConfig()
+    """Shape of the discriminator, where `loss.adversarial` or `loss.feature` is above 0."""
+    train: OptimiserConfig = OptimiserConfig()
+    """The optimiser."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; losses and weights stay float32."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps between two rows of metrics.jsonl."""
+    save_every: int = Field(default=200, gt=0)
+    """Steps between two snapshots, and between two looks at held-out speakers."""
+    held_out_crops: int = Field(default=16, gt=0)
+    """Crops of held-out speakers that are looked at."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split, the weights, the crops and the noise."""
+    device: str = "cpu"
+    """Where to train."""
+
+
+def start(config: Config) -> Trainee:
+    """The untrained state."""
+    generator = torch.Generator().manual_seed(config.seed)
+    model = build(sized(config.size, bottleneck=config.bottleneck.model_dump()), generator).to(config.device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    trainee = Trainee(model, average, adamw(model, config.train))
+    if config.loss.adversarial > 0 or config.loss.feature > 0:
+        with seeded(generator):
+            trainee.judge = Discriminator(config.judge).to(config.device)
+        trainee.judge_optimiser = adamw(trainee.judge, config.train)
+    return trainee
+
+
+def adamw(module: torch.nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+    """AdamW on what is trained; matrices and kernels decay, biases, scales and the single σ do not."""
+    trained = [value for value in module.parameters() if value.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [value for value in trained if value.dim() > 1]},
+        {"params": [value for value in trained if value.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, config.lr, config.betas, weight_decay=config.weight_decay)
+
+
+def learning_rate(step: int, config: OptimiserConfig) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def reconstruction_losses(config: Config, sample_rate: int) -> dict[str, Loss]:
+    """The losses on audio, by name, whose weight is above 0."""
+    mel = MelLoss(sample_rate).to(config.device)
+    every: dict[str, Loss] = {"waveform": waveform_loss, "stft": STFTLoss(), "mel": mel}
+    weights = config.loss.model_dump()
+    return {name: loss for name, loss in every.items() if weights[name] > 0}
+
+
+def judge_step(trainee: Trainee, audio: Tensor, decoded: Tensor, config: Config) -> dict[str, Tensor]:
+    """Trains the discriminator on this batch, and returns what it then says about the decoded audio."""
+    if trainee.judge is None or trainee.judge_optimiser is None:
+        return {}
+    loss = discriminator_loss(trainee.judge(audio), trainee.judge(decoded.detach()))
+    descend(trainee.judge, trainee.judge_optimiser, lambda: loss.backward(), trainee.step, config.train)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        real = trainee.judge(audio)
+    fake = trainee.judge(decoded)
+    said = {"adversarial": adversarial_loss(fake), "feature": feature_loss(real, fake)}
+    weights = config.loss.model_dump()
+    return {name: value for name, value in said.items() if weights[name] > 0}
+
+
+def descend(
+    module: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    backward: Callable[[], None],
+    step: int,
+    config: OptimiserConfig,
+) -> tuple[float, bool]:
+    """One step of `optimiser`, unless the gradient is not finite; returns its norm before clipping, and whether it was."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, config)
+    optimiser.zero_grad()
+    backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), config.clip))
+    if math.isfinite(norm):
+        optimiser.step()
+    return norm, math.isfinite(norm)
+
+
+def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: Config) -> dict[str, float]:
+    """One step on crops [b n]; returns the metrics of the batch."""
+    generator = counter(config.seed, trainee.step, "noise")
+    with torch.autocast(audio.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        law = trainee.model.encode(audio)
+        decoded = trainee.model.decode(law.sample(generator)).float()
+        kl = law.kl().mean()
+    values = {name: loss(audio, decoded) for name, loss in losses.items()}
+    values |= judge_step(trainee, audio, decoded, config)
+    weights = config.loss.model_dump(exclude={"balanced", "kl"})
+    if config.loss.balanced:
+        like_waveform = 1 / (len(audio) * math.sqrt(audio.shape[1]))  # the norm of an item's gradient of mean |error|
+        balanced = balance(values, weights, decoded, trainee.norms, scale=like_waveform)
+        gradient, norms = balanced.gradient, balanced.norms
+    else:
+        gradient = torch.autograd.grad(sum(weights[name] * value for name, value in values.items()), decoded)[0]
+        norms = trainee.norms
+
+    def backward() -> None:
+        torch.autograd.backward([decoded, config.loss.kl * kl], [gradient, None])
+
+    norm, taken = descend(trainee.model, trainee.optimiser, backward, trainee.step, config.train)
+    if taken:
+        trainee.norms = norms
+        follow(trainee, config.train)
+    trainee.skipped = 0 if taken else trainee.skipped + 1
+    shown = {name: float(value.detach()) for name, value in values.items()}
+    return shown | kl_report(law, trainee.model.config.frame_rate) | {"gradient_norm": norm}
+
+
+def follow(trainee: Trainee, config: OptimiserConfig) -> None:
+    """Moves the average towards the model: a ← d·a + (1 − d)·w with d = min(ema, (1 + step)/(10 + step))."""
+    decay = min(config.ema, (1 + trainee.step) / (10 + trainee.step))
+    with torch.no_grad():
+        for kept, value in zip(trainee.average.parameters(), trainee.model.parameters(), strict=True):
+            kept.lerp_(value, 1 - decay)
+
+
+@torch.no_grad()
+def listen(model: VAE, audio: Tensor, losses: Mapping[str, Loss]) -> dict[str, float]:
+    """The losses on the decoded posterior mean of crops [b n], and their KL."""
+    law = model.encode(audio)
+    decoded = model.decode(law.mean)
+    values = {name: float(loss(audio, decoded)) for name, loss in losses.items()}
+    return values | kl_report(law, model.config.frame_rate)
+
+
+def train(config: Config, clips: Clips, held_out: Clips, progress: Progress = lambda done, planned: None) -> Trainee:
+    """Trains to the end, from the newest snapshot in `config.out` where there is one.
+
+    Raises RuntimeError when losses stay non-finite.
+    """
+    trainee = start(config)
+    folder, record = config.out / "snapshots", config.out / "metrics.jsonl"
+    if (newest := snapshot.newest(folder)) is not None:
+        snapshot.load(trainee, newest)
+    rows = [row for row in read_rows(record) if row["step"] <= trainee.step]
+    samples = config.data.crop.frames * trainee.model.config.hop
+    losses = reconstruction_losses(config, trainee.model.config.sample_rate)
+    crop = config.data.crop
+    heard = batch(held_out, config.held_out_crops, samples, crop, counter(config.seed, 0, "held_out"))
+    heard = heard.to(config.device)
+    while trainee.step < config.train.steps:
+        audio = batch(clips, config.train.batch, samples, crop, counter(config.seed, trainee.step, "crops"))
+        metrics = update(trainee, audio.to(config.device), losses, config)
+        trainee.step += 1
+        if trainee.skipped >= MOST_SKIPPED:
+            raise RuntimeError(f"{MOST_SKIPPED} steps in a row had no finite gradient, last at step {trainee.step}.")
+        last = trainee.step == config.train.steps
+        if trainee.step % config.log_every == 0 or last:
+            rows.append({"step": trainee.step, "part": "train", **finite(metrics)})
+        if trainee.step % config.save_every == 0 or last:
+            rows.append({"step": trainee.step, "part": "held_out", **finite(listen(trainee.average, heard, losses))})
+            atomic_write(record, "".join(json.dumps(row) + "\n" for row in rows))
+            snapshot.save(trainee, folder)
+        progress(trainee.step, config.train.steps)
+    return trainee
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; none where there is no such file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """None in place of what is not finite, which JSON has no word for."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def main(arguments: list[str], prog: str) -> int:
+    """Reads the speech, trains, writes RUN/vae and says what came of it; returns the exit status."""
+    config = parse(Config, arguments, prog, "Trains a VAE on a folder of speech.")
+    corpus = scan(config.data.audio_dir, config.data.speaker_pattern, config.seed, progress=True)
+    settings = config.model_dump(mode="json", exclude={"out": True, "data": {"audio_dir"}}) | {"corpus": corpus.hash}
+    folder = config.out / "vae"
+    with run_directory(config.out, settings), Bar(console=Console(stderr=True)) as bar:
+        if checkpoint.exists(folder):
+            print(f"{folder} is finished already.")
+            return 0
+        sample_rate = sized(config.size).sample_rate
+        parts = {}
+        for split in SPLITS:
+            task = bar.add_task(f"reading {split}", total=None)
+            utterances = [utterance for utterance in corpus.utterances if utterance.split == split]
+            parts[split] = prepare(utterances, sample_rate, config.out / split, partial(show, bar, task))
+        task = bar.add_task("training", total=config.train.steps)
+        trainee = train(config, parts["train"], parts["eval"], partial(show, bar, task))
+        write_json(
+            config.out / "manifest.json", manifest(config.seed, settings, {"corpus": corpus.hash}, config.device)
+        )
+        checkpoint.save(trainee.average, folder)
+    rows = [row for row in read_rows(config.out / "metrics.jsonl") if row["part"] == "held_out"]
+    print(
+        f"{folder}: on held-out speakers {summary(rows[0])} at step {rows[0]['step']}, {summary(rows[-1])} at the end."
+    )
+    return 0
+
+
+def show(bar: Bar, task: TaskID, done: int, planned: int) -> None:
+    """Moves one task of a progress bar."""
+    bar.update(task, completed=done, total=planned)
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    """One row's losses and KL in words."""
+    shown = [f"{name} {row[name]:.3f}" for name in ("waveform", "stft", "mel") if row.get(name) is not None]
+    return ", ".join([*shown, f"KL {row['kl_nats_per_frame']:.1f} nats/frame, {row['active_units']:.0f} active units"])

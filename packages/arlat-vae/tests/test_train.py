@@ -1,0 +1,151 @@
+"""Training: it learns, goes on to the bit after a kill, survives bad batches, and ends in a codec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from arlat_core.config import UserError
+from arlat_core.testing.codec import example_audio
+from arlat_data.codecs import build_codec
+from arlat_vae import checkpoint, snapshot, train
+from arlat_vae.crops import Clips
+from arlat_vae.train import Config, learning_rate, update
+
+
+def config(out: Path, **changes: Any) -> Config:
+    """Four steps on a quarter of a second."""
+    steps = {"steps": 4, "batch": 1, "warmup_steps": 0} | changes.pop("train", {})
+    small = {"log_every": 2, "save_every": 2, "held_out_crops": 1}
+    crop = {"frames": 3}
+    return Config(data={"audio_dir": out, "crop": crop}, out=out, train=steps, **small, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def clips() -> Clips:
+    audio = (example_audio(3, 30_000, 24_000) * 32767).to(torch.int16)
+    return Clips(audio.flatten().numpy(), torch.arange(3) * 30_000, torch.full((3,), 30_000))
+
+
+JUDGED = {"loss": {"adversarial": 1.0, "feature": 1.0, "balanced": True}, "judge": {"n_ffts": (256,), "channels": 4}}
+
+
+@pytest.mark.parametrize("changes", [{}, JUDGED], ids=["plain", "judged"])
+def test_a_killed_run_goes_on_to_the_bit(clips: Clips, tmp_path: Path, changes: dict[str, Any]) -> None:
+    def kill(done: int, planned: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    whole = train.train(config(tmp_path / "a", **changes), clips, clips)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config(tmp_path / "b", **changes), clips, clips, kill)
+    assert snapshot.newest(tmp_path / "b" / "snapshots").name == "step-00000002.safetensors"  # type: ignore[union-attr]
+    resumed = train.train(config(tmp_path / "b", **changes), clips, clips)
+    for name, module in snapshot.models(whole).items():
+        other = snapshot.models(resumed)[name].state_dict()
+        assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
+    assert whole.norms == resumed.norms
+    last = "snapshots/step-00000004.safetensors"
+    assert (tmp_path / "a" / last).read_bytes() == (tmp_path / "b" / last).read_bytes()
+    rows = (tmp_path / "a" / "metrics.jsonl").read_text()
+    assert rows == (tmp_path / "b" / "metrics.jsonl").read_text()
+    steps = [(row["step"], row["part"]) for row in map(json.loads, rows.splitlines())]
+    assert steps == [(2, "train"), (2, "held_out"), (4, "train"), (4, "held_out")]
+
+
+def test_a_broken_snapshot_is_passed_over(clips: Clips, tmp_path: Path) -> None:
+    train.train(config(tmp_path), clips, clips)
+    newest = snapshot.newest(tmp_path / "snapshots")
+    assert newest is not None
+    data = bytearray(newest.read_bytes())
+    data[-2] ^= 1
+    newest.write_bytes(data)
+    assert snapshot.newest(tmp_path / "snapshots").name == "step-00000002.safetensors"  # type: ignore[union-attr]
+
+
+def test_it_overfits_one_clip(tmp_path: Path) -> None:
+    audio = example_audio(1, 7680, 24_000)
+    settings = config(tmp_path, train={"steps": 60, "lr": 3e-3}, loss={"kl": 1e-4}, bottleneck={"dim": 16})
+    trainee = train.start(settings)
+    losses = train.reconstruction_losses(settings, 24_000)
+    before = train.listen(trainee.model, audio, losses)
+    while trainee.step < 50:
+        update(trainee, audio, losses, settings)
+        trainee.step += 1
+    after = train.listen(trainee.model, audio, losses)
+    assert after["mel"] < 0.7 * before["mel"]
+    assert after["stft"] < 0.7 * before["stft"]
+    averaged = train.listen(trainee.average, audio, losses)
+    assert after["mel"] * 0.8 < averaged["mel"] < before["mel"]
+
+
+def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    trainee = train.start(settings)
+    losses = train.reconstruction_losses(settings, 24_000)
+    update(trainee, example_audio(2, 7680, 24_000), losses, settings)
+    before = {name: value.clone() for name, value in trainee.model.state_dict().items()}
+    metrics = update(trainee, torch.full((2, 7680), float("nan")), losses, settings)
+    assert trainee.skipped == 1
+    assert all(torch.equal(value, before[name]) for name, value in trainee.model.state_dict().items())
+    assert train.finite(metrics)["mel"] is None
+    update(trainee, example_audio(2, 7680, 24_000), losses, settings)
+    assert trainee.skipped == 0
+
+
+def test_silence_alone_trains_without_harm(tmp_path: Path) -> None:
+    settings = config(tmp_path, **JUDGED)
+    trainee = train.start(settings)
+    metrics = update(trainee, torch.zeros(2, 7680), train.reconstruction_losses(settings, 24_000), settings)
+    assert trainee.skipped == 0
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert all(torch.isfinite(value).all() for value in trainee.model.parameters())
+
+
+def test_a_run_without_finite_gradients_stops(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "waveform_loss", lambda audio, decoded: float("nan") * decoded.sum())
+    settings = config(tmp_path, train={"steps": 50}, loss={"stft": 0.0, "mel": 0.0})
+    with pytest.raises(RuntimeError, match="20 steps in a row had no finite gradient, last at step 20"):
+        train.train(settings, clips, clips)
+
+
+@pytest.mark.parametrize("kind", ["sigma", "plain"])
+def test_other_bottlenecks_train(tmp_path: Path, kind: str) -> None:
+    settings = config(tmp_path, bottleneck={"kind": kind, "learn_sigma": kind == "sigma"}, precision="bfloat16")
+    trainee = train.start(settings)
+    audio, losses = example_audio(2, 7680, 24_000), train.reconstruction_losses(settings, 24_000)
+    first = update(trainee, audio, losses, settings)
+    assert trainee.skipped == 0
+    assert (first["kl"] == 0) == (kind == "plain")
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, train.OptimiserConfig(steps=100, lr=1.0, warmup_steps=9)) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+    assert rates[4] == pytest.approx(0.5, rel=0.01)
+
+
+def test_the_command_makes_a_codec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for speaker in ("1", "2"):
+        (tmp_path / "audio" / speaker / "1").mkdir(parents=True)
+        sound = example_audio(1, 16_000, 16_000, int(speaker))[0].numpy()
+        soundfile.write(tmp_path / "audio" / speaker / "1" / f"{speaker}-1-0000.flac", sound, 16_000)
+    command = [f"data.audio_dir={tmp_path / 'audio'}", "--out", str(tmp_path / "run"), "data.crop.frames=3"]
+    command += ["train.steps=2", "train.batch=1", "held_out_crops=1", "bottleneck.dim=5", "save_every=1"]
+    assert train.main(command, "arlat vae train") == 0
+    assert "on held-out speakers waveform" in capsys.readouterr().out
+    assert build_codec(f"vae={tmp_path / 'run' / 'vae'}").spec.dim == 5
+    written = (tmp_path / "run" / "vae" / "vae.safetensors").read_bytes()
+    assert train.main(command, "arlat vae train") == 0
+    assert "finished already" in capsys.readouterr().out
+    assert (tmp_path / "run" / "vae" / "vae.safetensors").read_bytes() == written
+    with pytest.raises(UserError, match="seed: was 0, is 1"):
+        train.main([*command, "seed=1"], "arlat vae train")
+    assert checkpoint.exists(tmp_path / "run" / "vae")

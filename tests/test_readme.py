@@ -27,12 +27,12 @@ def groups() -> dict[tuple[str, ...], list[str]]:
     found: dict[tuple[str, ...], list[str]] = {}
     for command in shown():
         words = command.split()[1:]
-        alone = words[0] in ("demo", "runs", "plugins", "vae", "score")
+        alone = words[0] in ("demo", "runs", "plugins", "score")
         found.setdefault(tuple(words[:1] if alone else words[:2]), []).append(command)
     return found
 
 
-@pytest.mark.parametrize("group", sorted(set(groups()) - {("vae",), ("score",)}), ids=" ".join)
+@pytest.mark.parametrize("group", sorted(set(groups()) - {("score",)}), ids=" ".join)
 def test_command_exists_with_its_flags(group: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "arlat_core.cli", *group, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

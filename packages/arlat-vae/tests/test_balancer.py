@@ -25,6 +25,14 @@ def test_the_ratio_is_that_of_the_weights_whatever_the_scales() -> None:
     assert result.refused == ()
 
 
+def test_scale_sets_the_size_of_the_whole() -> None:
+    """At 1/(b·√n), what one loss alone sends is what mean |error| sends, whatever that loss is multiplied by."""
+    audio = torch.randn(3, 400, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    plain = torch.autograd.grad(audio.abs().mean(), audio)[0]
+    result = balance({"a": 70 * audio.abs().mean()}, {"a": 5.0}, audio, Norms(), scale=1 / (3 * math.sqrt(400)))
+    torch.testing.assert_close(result.gradient, plain)
+
+
 def test_opposite_losses_of_equal_weight_cancel() -> None:
     audio = torch.zeros(1, 1, requires_grad=True)
     losses = {"up": (audio - 1).abs().sum(), "down": 100 * (audio + 1).abs().sum()}

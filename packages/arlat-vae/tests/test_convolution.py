@@ -73,6 +73,13 @@ def test_stacks_are_mirrors_and_stream_in_any_pieces() -> None:
     torch.testing.assert_close(torch.cat(sounds, -1), sound, atol=1e-6, rtol=0)
 
 
+def test_fresh_layers_keep_the_level() -> None:
+    torch.manual_seed(0)
+    x = noise(2, 64, 600)
+    for layer in (CausalConv(64, 128, 8, 4, gain=0.5), CausalTransposedConv(64, 128, 8, 4, gain=0.5)):
+        assert float(layer(x)[..., 8:].std()) == pytest.approx(0.5, rel=0.05)
+
+
 def test_a_state_is_a_value() -> None:
     layer = CausalTransposedConv(1, 1, 4, 2)
     _, state = layer.step(noise(1, 1, 3), layer.initial(1))

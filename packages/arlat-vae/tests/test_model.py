@@ -47,6 +47,22 @@ def test_streamed_is_offline(vae: VAE, pieces: list[int]) -> None:
 
 
 @torch.no_grad()
+def test_a_real_size_streams() -> None:
+    vae = spread(build(sized("tiny"), torch.Generator().manual_seed(0)))
+    audio = example_audio(1, 1920 * 6, 24_000)
+    whole = vae.encode(audio).mean
+    state, back, pieces, sounds = vae.encoder.initial(1), vae.decoder.initial(1), [], []
+    for piece in audio.split(1111, 1):
+        law, state = vae.encode_step(piece, state)
+        sound_of_it, back = vae.decode_step(law.mean, back)
+        pieces.append(law.mean)
+        sounds.append(sound_of_it)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-4, rtol=1e-4)
+    expected = vae.decode(whole)
+    torch.testing.assert_close(torch.cat(sounds, 1), expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+@torch.no_grad()
 def test_a_frame_ends_with_its_own_samples(vae: VAE) -> None:
     spread(vae)
     audio = sound(1, 24 * 9)
@@ -109,6 +125,18 @@ def test_sizes(size: str, millions: float) -> None:
     with torch.device("meta"):
         parameters = sum(value.numel() for value in VAE(config).parameters())
     assert parameters / 1e6 == pytest.approx(millions, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+@torch.no_grad()
+def test_a_fresh_model_already_passes_sound_on(size: str) -> None:
+    """Frames of speech-like sound differ by a good part of σ, and the decoder answers at the level of speech."""
+    vae = build(sized(size), torch.Generator().manual_seed(0))
+    audio = example_audio(4, 24_000, 24_000)
+    law = vae.encode(audio)
+    assert 0.1 < float(law.mean.flatten(0, 1).std(0).mean()) < 2.0
+    torch.testing.assert_close(law.sigma.mean(), torch.tensor(0.5), atol=0.25, rtol=0)
+    assert 0.2 < float(vae.decode(law.mean).std() / audio.std()) < 5.0
 
 
 def test_sizes_take_changes() -> None:

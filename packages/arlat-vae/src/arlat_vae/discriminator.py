@@ -87,7 +87,7 @@ def adversarial_loss(fake: Sequence[Judgement]) -> Tensor:
 
 
 def feature_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
-    """Mean over scales and layers of mean |F(fake) − F(real)| / mean |F(real)|; no gradient goes to the real side."""
+    """Mean over scales and layers of the L1 distance of features, over the L1 norm of the real ones, which get no gradient."""
     losses = [
         (f - r.detach()).abs().mean() / (r.detach().abs().mean() + 1e-6)
         for one, other in zip(real, fake, strict=True)

@@ -1,6 +1,6 @@
 """Reconstruction losses on audio [b n]: waveform, multi-resolution STFT, multi-scale mel; each is 0 on identical audio.
 
-Magnitudes are |X|/Σw, so that a full-scale sine has 0.5 at every resolution, and √(·² + FLOOR²) keeps them, their
+Magnitudes are ``|X|/Σw``, so that a full-scale sine has 0.5 at every resolution, and √(·² + FLOOR²) keeps them, their
 logarithms and all gradients finite on digital silence: what lies under −100 dB counts as nothing.
 """
 
@@ -29,12 +29,12 @@ def magnitude(audio: Tensor, n_fft: int) -> Tensor:
 
 
 def waveform_loss(audio: Tensor, decoded: Tensor) -> Tensor:
-    """Mean |decoded − audio|."""
+    """Mean absolute difference of samples."""
     return (decoded - audio).abs().mean()
 
 
 class STFTLoss(nn.Module):
-    """Mean over resolutions of ‖|Y| − |X|‖ / ‖|X|‖ over the batch, and of mean |ln|Y| − ln|X|| (arXiv:1910.11480)."""
+    """Mean over resolutions of ‖Y − X‖/‖X‖ over the batch, and of the mean absolute ln(Y/X), X and Y magnitudes (arXiv:1910.11480)."""
 
     def __init__(self, n_ffts: Sequence[int] = (2048, 1024, 512, 256, 128)) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class STFTLoss(nn.Module):
 
 
 class MelLoss(nn.Module):
-    """Mean over scales of mean |ln mel(decoded) − ln mel(audio)|; a scale is (samples of a window, mel bands)."""
+    """Mean over scales of the mean absolute difference of ln mel; a scale is (samples of a window, mel bands)."""
 
     def __init__(
         self,

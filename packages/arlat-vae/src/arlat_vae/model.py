@@ -23,6 +23,8 @@ from arlat_vae.causal import Causal
 from arlat_vae.convolution import decoder_stack, encoder_stack, widths
 from arlat_vae.transformer import Transformer
 
+LEVEL = 0.1  # usual root-mean-square level of speech: inside, sound is divided by it
+
 
 class Config(BaseConfig):
     """Shape of a VAE."""
@@ -112,7 +114,7 @@ class Encoder(nn.Module):
         if ready == 0:
             nothing = heard.new_zeros(len(heard), 0, self.width)
             return nothing, EncoderState(heard, state.convolutions, state.transformer)
-        x, convolutions = self.convolutions.step(heard[:, None, :ready], state.convolutions)
+        x, convolutions = self.convolutions.step(heard[:, None, :ready] / LEVEL, state.convolutions)
         y, frames = self.transformer.step(x.transpose(1, 2), state.transformer)  # [b, t, h]
         return y, EncoderState(heard[:, ready:], convolutions, frames)
 
@@ -138,7 +140,7 @@ class Decoder(nn.Module):
             return z.new_zeros(len(z), 0), state
         x, frames = self.transformer.step(self.enter(z), state[0])
         y, convolutions = self.convolutions.step(x.transpose(1, 2), state[1])
-        return y[:, 0], (frames, convolutions)
+        return LEVEL * y[:, 0], (frames, convolutions)
 
 
 class VAE(nn.Module):

@@ -21,7 +21,7 @@ from arlat_vae.train import Config, learning_rate, update
 def config(out: Path, **changes: Any) -> Config:
     """Four steps on a quarter of a second."""
     steps = {"steps": 4, "batch": 1, "warmup_steps": 0} | changes.pop("train", {})
-    small = {"log_every": 2, "save_every": 2, "held_out_crops": 1}
+    small = {"log_every": 2, "save_every": 2, "held_out_crops": 2}
     crop = {"frames": 3}
     return Config(data={"audio_dir": out, "crop": crop}, out=out, train=steps, **small, **changes)  # type: ignore[arg-type]
 
@@ -68,8 +68,8 @@ def test_a_broken_snapshot_is_passed_over(clips: Clips, tmp_path: Path) -> None:
     assert snapshot.newest(tmp_path / "snapshots").name == "step-00000002.safetensors"  # type: ignore[union-attr]
 
 
-def test_it_overfits_one_clip(tmp_path: Path) -> None:
-    audio = example_audio(1, 7680, 24_000)
+def test_it_overfits_two_clips(tmp_path: Path) -> None:
+    audio = example_audio(2, 5760, 24_000)
     settings = config(tmp_path, train={"steps": 60, "lr": 3e-3}, loss={"kl": 1e-4}, bottleneck={"dim": 16})
     trainee = train.start(settings)
     losses = train.reconstruction_losses(settings, 24_000)
@@ -80,8 +80,19 @@ def test_it_overfits_one_clip(tmp_path: Path) -> None:
     after = train.listen(trainee.model, audio, losses)
     assert after["mel"] < 0.7 * before["mel"]
     assert after["stft"] < 0.7 * before["stft"]
+    assert after["mel"] < 0.95 * after["mel_floor"]
     averaged = train.listen(trainee.average, audio, losses)
     assert after["mel"] * 0.8 < averaged["mel"] < before["mel"]
+
+
+def test_a_collapsed_model_is_at_its_floor(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    trainee = train.start(settings)
+    torch.nn.init.zeros_(trainee.model.decoder.enter.weight)
+    losses = train.reconstruction_losses(settings, 24_000)
+    heard = train.listen(trainee.model, example_audio(2, 5760, 24_000), losses)
+    assert set(losses) == {"waveform", "stft", "mel"}
+    assert all(heard[name] == pytest.approx(heard[f"{name}_floor"]) for name in losses)
 
 
 def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
@@ -138,7 +149,7 @@ def test_the_command_makes_a_codec(tmp_path: Path, capsys: pytest.CaptureFixture
         sound = example_audio(1, 16_000, 16_000, int(speaker))[0].numpy()
         soundfile.write(tmp_path / "audio" / speaker / "1" / f"{speaker}-1-0000.flac", sound, 16_000)
     command = [f"data.audio_dir={tmp_path / 'audio'}", "--out", str(tmp_path / "run"), "data.crop.frames=3"]
-    command += ["train.steps=2", "train.batch=1", "held_out_crops=1", "bottleneck.dim=5", "save_every=1"]
+    command += ["train.steps=2", "train.batch=1", "held_out_crops=2", "bottleneck.dim=5", "save_every=1"]
     assert train.main(command, "arlat vae train") == 0
     assert "on held-out speakers waveform" in capsys.readouterr().out
     assert build_codec(f"vae={tmp_path / 'run' / 'vae'}").spec.dim == 5

@@ -115,7 +115,7 @@ class Config(BaseConfig):
     """Steps between two rows of metrics.jsonl."""
     save_every: int = Field(default=200, gt=0)
     """Steps between two snapshots, and between two looks at held-out speakers."""
-    held_out_crops: int = Field(default=16, gt=0)
+    held_out_crops: int = Field(default=16, gt=1)
     """Crops of held-out speakers that are looked at."""
     seed: int = Field(default=0, ge=0)
     """Seed of the split, the weights, the crops and the noise."""
@@ -232,11 +232,16 @@ def follow(trainee: Trainee, config: OptimiserConfig) -> None:
 
 @torch.no_grad()
 def listen(model: VAE, audio: Tensor, losses: Mapping[str, Loss]) -> dict[str, float]:
-    """The losses on the decoded posterior mean of crops [b n], and their KL."""
+    """The losses on the decoded posterior mean of crops [b n], and their KL.
+
+    `NAME_floor` is a loss with the latents of another crop: what the decoder has without hearing anything. A model whose
+    losses are at their floors has collapsed.
+    """
     law = model.encode(audio)
-    decoded = model.decode(law.mean)
+    decoded, other = model.decode(law.mean), model.decode(law.mean.roll(1, 0))
     values = {name: float(loss(audio, decoded)) for name, loss in losses.items()}
-    return values | kl_report(law, model.config.frame_rate)
+    floors = {f"{name}_floor": float(loss(audio, other)) for name, loss in losses.items()}
+    return values | floors | kl_report(law, model.config.frame_rate)
 
 
 def train(config: Config, clips: Clips, held_out: Clips, progress: Progress = lambda done, planned: None) -> Trainee:
@@ -319,5 +324,6 @@ def show(bar: Bar, task: TaskID, done: int, planned: int) -> None:
 
 def summary(row: Mapping[str, Any]) -> str:
     """One row's losses and KL in words."""
-    shown = [f"{name} {row[name]:.3f}" for name in ("waveform", "stft", "mel") if row.get(name) is not None]
+    known = [name for name in ("waveform", "stft", "mel") if row.get(f"{name}_floor") is not None]
+    shown = [f"{name} {row[name]:.3f} (floor {row[f'{name}_floor']:.3f})" for name in known]
     return ", ".join([*shown, f"KL {row['kl_nats_per_frame']:.1f} nats/frame, {row['active_units']:.0f} active units"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from arlat_core.config import UserError
+from arlat_core.training_state import load_state, save_state
 from arlat_data.store import LatentStore
 from arlat_data.synth import make
 from arlat_dynamics.headed import HeadConfig, HeadedModel
@@ -23,7 +24,6 @@ from arlat_dynamics.objectives import OBJECTIVES, Task, distance, energy
 from arlat_dynamics.rollout import injections
 from arlat_dynamics.rollout_config import ModelConfig, RolloutTrainConfig, rollout_steps, true_share
 from arlat_dynamics.rollout_train import train_rollout
-from arlat_dynamics.training_state import load_state, save_state
 
 SMALL = ModelConfig(hidden=16, depth=1, head=HeadConfig(name="gaussian"))
 

@@ -12,8 +12,9 @@ import soundfile
 import torch
 from arlat_core.config import UserError
 from arlat_core.testing.codec import example_audio
+from arlat_core.training_state import load_state
 from arlat_data.codecs import build_codec
-from arlat_vae import checkpoint, snapshot, train
+from arlat_vae import checkpoint, train
 from arlat_vae.crops import Clips
 from arlat_vae.train import Config, learning_rate, update
 
@@ -44,13 +45,13 @@ def test_a_killed_run_goes_on_to_the_bit(clips: Clips, tmp_path: Path, changes: 
     whole = train.train(config(tmp_path / "a", **changes), clips, clips)
     with pytest.raises(KeyboardInterrupt):
         train.train(config(tmp_path / "b", **changes), clips, clips, kill)
-    assert snapshot.newest(tmp_path / "b" / "snapshots").name == "step-00000002.safetensors"  # type: ignore[union-attr]
+    assert load_state(tmp_path / "b" / "state").step == 2  # type: ignore[union-attr]
     resumed = train.train(config(tmp_path / "b", **changes), clips, clips)
-    for name, module in snapshot.models(whole).items():
-        other = snapshot.models(resumed)[name].state_dict()
+    for name, module in whole.models().items():
+        other = resumed.models()[name].state_dict()
         assert all(torch.equal(value, other[key]) for key, value in module.state_dict().items()), name
     assert whole.norms == resumed.norms
-    last = "snapshots/step-00000004.safetensors"
+    last = "state/000000004.safetensors"
     assert (tmp_path / "a" / last).read_bytes() == (tmp_path / "b" / last).read_bytes()
     rows = (tmp_path / "a" / "metrics.jsonl").read_text()
     assert rows == (tmp_path / "b" / "metrics.jsonl").read_text()
@@ -58,14 +59,15 @@ def test_a_killed_run_goes_on_to_the_bit(clips: Clips, tmp_path: Path, changes: 
     assert steps == [(2, "train"), (2, "held_out"), (4, "train"), (4, "held_out")]
 
 
-def test_a_broken_snapshot_is_passed_over(clips: Clips, tmp_path: Path) -> None:
-    train.train(config(tmp_path), clips, clips)
-    newest = snapshot.newest(tmp_path / "snapshots")
-    assert newest is not None
-    data = bytearray(newest.read_bytes())
+def test_a_broken_state_is_passed_over_with_a_note(clips: Clips, tmp_path: Path) -> None:
+    whole = train.train(config(tmp_path), clips, clips)
+    weights = tmp_path / "state" / "000000004.safetensors"
+    data = bytearray(weights.read_bytes())
     data[-2] ^= 1
-    newest.write_bytes(data)
-    assert snapshot.newest(tmp_path / "snapshots").name == "step-00000002.safetensors"  # type: ignore[union-attr]
+    weights.write_bytes(data)
+    with pytest.warns(UserWarning, match="is not what was written; the state before it is taken"):
+        again = train.train(config(tmp_path), clips, clips)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_it_overfits_two_clips(tmp_path: Path) -> None:

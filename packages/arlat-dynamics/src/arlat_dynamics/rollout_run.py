@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from arlat_core.distributed import Ranks
+from arlat_core.training_state import load_state, pack, save_state, taken, truncate_log, unpack
 from torch import Tensor, nn
 
 from arlat_dynamics.headed import HeadedModel
@@ -18,7 +19,6 @@ from arlat_dynamics.rollout_config import RolloutTrainConfig, rollout_steps, str
 from arlat_dynamics.rollout_loss import Draws, Losses, RolloutLoss, draw_step, no_draws
 from arlat_dynamics.sequences import Sequences
 from arlat_dynamics.train import MOST_SKIPPED, copy_state, learning_rate
-from arlat_dynamics.training_state import load_state, pack, save_state, taken, truncate_log, unpack
 
 SEQUENCES, CHANCE, ROLLOUT, JUDGE = range(4)  # what a generator is for
 BLOCK = 256  # validation sequences at a time

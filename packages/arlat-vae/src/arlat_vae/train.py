@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,8 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 from torch import Tensor
 
-from arlat_vae import checkpoint, snapshot
+from arlat_vae import checkpoint
+from arlat_vae import trainee as states
 from arlat_vae.balancer import balance
 from arlat_vae.bottleneck import BottleneckConfig, kl_report
 from arlat_vae.crops import Clips, CropConfig, batch, counter, prepare
@@ -35,7 +37,7 @@ from arlat_vae.discriminator import Config as JudgeConfig
 from arlat_vae.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
 from arlat_vae.losses import Loss, MelLoss, STFTLoss, waveform_loss
 from arlat_vae.model import VAE, build, sized
-from arlat_vae.snapshot import Trainee
+from arlat_vae.trainee import Trainee
 
 MOST_SKIPPED = 20  # steps in a row without a finite loss or gradient
 Progress = Callable[[int, int], None]
@@ -114,7 +116,7 @@ class Config(BaseConfig):
     log_every: int = Field(default=10, gt=0)
     """Steps between two rows of metrics.jsonl."""
     save_every: int = Field(default=200, gt=0)
-    """Steps between two snapshots, and between two looks at held-out speakers."""
+    """Steps between two states on disk, and between two looks at held-out speakers."""
     held_out_crops: int = Field(default=16, gt=1)
     """Crops of held-out speakers that are looked at."""
     seed: int = Field(default=0, ge=0)
@@ -245,14 +247,14 @@ def listen(model: VAE, audio: Tensor, losses: Mapping[str, Loss]) -> dict[str, f
 
 
 def train(config: Config, clips: Clips, held_out: Clips, progress: Progress = lambda done, planned: None) -> Trainee:
-    """Trains to the end, from the newest snapshot in `config.out` where there is one.
+    """Trains to the end, from the newest state under `config.out` where there is one.
 
     Raises RuntimeError when losses stay non-finite.
     """
     trainee = start(config)
-    folder, record = config.out / "snapshots", config.out / "metrics.jsonl"
-    if (newest := snapshot.newest(folder)) is not None:
-        snapshot.load(trainee, newest)
+    folder, record = config.out / "state", config.out / "metrics.jsonl"
+    for note in states.load(trainee, folder):
+        warnings.warn(note, stacklevel=2)
     rows = [row for row in read_rows(record) if row["step"] <= trainee.step]
     samples = config.data.crop.frames * trainee.model.config.hop
     losses = reconstruction_losses(config, trainee.model.config.sample_rate)
@@ -271,7 +273,7 @@ def train(config: Config, clips: Clips, held_out: Clips, progress: Progress = la
         if trainee.step % config.save_every == 0 or last:
             rows.append({"step": trainee.step, "part": "held_out", **finite(listen(trainee.average, heard, losses))})
             atomic_write(record, "".join(json.dumps(row) + "\n" for row in rows))
-            snapshot.save(trainee, folder)
+            states.save(trainee, folder)
         progress(trainee.step, config.train.steps)
     return trainee
 

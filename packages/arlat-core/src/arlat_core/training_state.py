@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from arlat_core.files import atomic_write, sha256_file, write_json
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+
+from arlat_core.files import atomic_write, sha256_file, write_json
 
 KEPT = 2
 

@@ -1,0 +1,63 @@
+"""Everything that training changes, and its way to disk and back to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from arlat_core.training_state import load_state, pack, save_state, taken, unpack
+from torch import Tensor
+
+from arlat_vae.balancer import Norms
+from arlat_vae.discriminator import Discriminator
+from arlat_vae.model import VAE
+
+
+@dataclass
+class Trainee:
+    """The models, their optimisers, and what else goes from step to step; `average` is the moving average of `model`."""
+
+    model: VAE
+    average: VAE
+    optimiser: torch.optim.Optimizer
+    judge: Discriminator | None = None
+    judge_optimiser: torch.optim.Optimizer | None = None
+    norms: Norms = field(default_factory=Norms)
+    step: int = 0
+    skipped: int = 0
+
+    def models(self) -> dict[str, torch.nn.Module]:
+        """The modules by name."""
+        judge = {"judge": self.judge} if self.judge else {}
+        return {"model": self.model, "average": self.average, **judge}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name."""
+        judge = {"judge_optimiser": self.judge_optimiser} if self.judge_optimiser else {}
+        return {"optimiser": self.optimiser, **judge}
+
+
+def save(trainee: Trainee, folder: Path) -> None:
+    """Writes the state after `trainee.step` steps; the newest two are kept."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in trainee.models().items():
+        tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    for name, optimiser in trainee.optimisers().items():
+        tensors |= pack(name, optimiser)
+    norms = {"total": dict(trainee.norms.total), "weight": dict(trainee.norms.weight)}
+    save_state(folder, trainee.step, tensors, {"skipped": trainee.skipped, "norms": norms})
+
+
+def load(trainee: Trainee, folder: Path) -> list[str]:
+    """Makes `trainee` what it was at the newest whole state of `folder`, if there is one; returns notes on broken ones."""
+    state = load_state(folder)
+    if state is None or not state.tensors:
+        return [] if state is None else state.notes
+    for name, module in trainee.models().items():
+        module.load_state_dict(taken(name, state.tensors))
+    for name, optimiser in trainee.optimisers().items():
+        unpack(name, state.tensors, optimiser)
+    trainee.step, trainee.skipped = state.step, state.about["skipped"]
+    trainee.norms = Norms(**state.about["norms"])
+    return state.notes

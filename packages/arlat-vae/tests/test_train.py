@@ -16,7 +16,9 @@ from arlat_core.training_state import load_state
 from arlat_data.codecs import build_codec
 from arlat_vae import checkpoint, train
 from arlat_vae.crops import Clips
-from arlat_vae.train import Config, learning_rate, update
+from arlat_vae.train import learning_rate, update
+from arlat_vae.train_config import Config, OptimiserConfig
+from pydantic import ValidationError
 
 
 def config(out: Path, **changes: Any) -> Config:
@@ -104,11 +106,11 @@ def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     update(trainee, example_audio(2, 7680, 24_000), losses, settings)
     before = {name: value.clone() for name, value in trainee.model.state_dict().items()}
     metrics = update(trainee, torch.full((2, 7680), float("nan")), losses, settings)
-    assert trainee.skipped == 1
+    assert (trainee.skipped, trainee.in_a_row) == (1, 1)
     assert all(torch.equal(value, before[name]) for name, value in trainee.model.state_dict().items())
     assert train.finite(metrics)["mel"] is None
     update(trainee, example_audio(2, 7680, 24_000), losses, settings)
-    assert trainee.skipped == 0
+    assert (trainee.skipped, trainee.in_a_row) == (1, 0)
 
 
 def test_silence_alone_trains_without_harm(tmp_path: Path) -> None:
@@ -121,10 +123,23 @@ def test_silence_alone_trains_without_harm(tmp_path: Path) -> None:
 
 
 def test_a_run_without_finite_gradients_stops(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "waveform_loss", lambda audio, decoded: float("nan") * decoded.sum())
+    monkeypatch.setattr(train, "waveform_loss", lambda audio, decoded: torch.nan * decoded.sum())
     settings = config(tmp_path, train={"steps": 50}, loss={"stft": 0.0, "mel": 0.0})
     with pytest.raises(RuntimeError, match="20 steps in a row had no finite gradient, last at step 20"):
         train.train(settings, clips, clips)
+
+
+def test_losses_can_be_off_but_not_all(tmp_path: Path) -> None:
+    off = {"waveform": 0.0, "stft": 0.0, "mel": 0.0}
+    settings = config(tmp_path, loss={**off, "adversarial": 1.0}, judge=JUDGED["judge"])
+    trainee = train.start(settings)
+    before = trainee.model.decoder.enter.weight.clone()
+    metrics = update(trainee, example_audio(2, 5760, 24_000), train.reconstruction_losses(settings, 24_000), settings)
+    assert not torch.equal(trainee.model.decoder.enter.weight, before)
+    assert {"mel", "adversarial", "feature", "judge"} <= set(metrics)
+    assert metrics["judge"] == pytest.approx(2.0, abs=0.3)
+    with pytest.raises(ValidationError, match="every loss on the audio has weight 0"):
+        config(tmp_path, loss=off)
 
 
 @pytest.mark.parametrize("kind", ["sigma", "plain"])
@@ -138,7 +153,7 @@ def test_other_bottlenecks_train(tmp_path: Path, kind: str) -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, train.OptimiserConfig(steps=100, lr=1.0, warmup_steps=9)) for step in range(101)]
+    rates = [learning_rate(step, OptimiserConfig(steps=100, lr=1.0, warmup_steps=9)) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[50] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)

@@ -12,17 +12,15 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from arlat_core.config import Config as BaseConfig
 from arlat_core.config import parse
 from arlat_core.files import atomic_write, write_json
 from arlat_core.run import manifest, run_directory
 from arlat_core.seed import seeded
 from arlat_data.corpus import scan
 from arlat_data.splits import SPLITS
-from pydantic import Field
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TaskID
@@ -31,98 +29,16 @@ from torch import Tensor
 from arlat_vae import checkpoint
 from arlat_vae import trainee as states
 from arlat_vae.balancer import balance
-from arlat_vae.bottleneck import BottleneckConfig, kl_report
-from arlat_vae.crops import Clips, CropConfig, batch, counter, prepare
-from arlat_vae.discriminator import Config as JudgeConfig
+from arlat_vae.bottleneck import kl_report
+from arlat_vae.crops import Clips, batch, counter, prepare
 from arlat_vae.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
 from arlat_vae.losses import Loss, MelLoss, STFTLoss, waveform_loss
 from arlat_vae.model import VAE, build, sized
+from arlat_vae.train_config import Config, OptimiserConfig
 from arlat_vae.trainee import Trainee
 
 MOST_SKIPPED = 20  # steps in a row without a finite loss or gradient
 Progress = Callable[[int, int], None]
-
-
-class Data(BaseConfig):
-    """What to train on."""
-
-    audio_dir: Path
-    """A folder of speech; its train split is trained on, its eval split is listened to."""
-    speaker_pattern: str | None = None
-    """Regular expression with the group `speaker`, as in `arlat data extract`."""
-    crop: CropConfig = CropConfig()
-    """What a training crop is."""
-
-
-class LossConfig(BaseConfig):
-    """Weights by the names that the metrics have; 0 leaves a loss out."""
-
-    waveform: float = Field(default=1.0, ge=0)
-    """Mean absolute difference of samples."""
-    stft: float = Field(default=1.0, ge=0)
-    """Multi-resolution STFT."""
-    mel: float = Field(default=1.0, ge=0)
-    """Multi-scale log-mel."""
-    adversarial: float = Field(default=0.0, ge=0)
-    """The discriminator's hinge."""
-    feature: float = Field(default=0.0, ge=0)
-    """Feature matching on the discriminator."""
-    kl: float = Field(default=0.01, ge=0)
-    """β, on the KL averaged over batch, time and dimension."""
-    balanced: bool = False
-    """Whether the weights of what is measured on the audio are shares of its gradient, whose size is then that of `waveform` at weight 1."""
-
-
-class OptimiserConfig(BaseConfig):
-    """AdamW with linear warm-up and a cosine to 0."""
-
-    steps: int = Field(default=1000, gt=0)
-    """Steps in all."""
-    batch: int = Field(default=8, gt=0)
-    """Crops in a step."""
-    lr: float = Field(default=1e-3, gt=0)
-    """Highest learning rate."""
-    warmup_steps: int = Field(default=50, ge=0)
-    """Steps of linear warm-up."""
-    betas: tuple[float, float] = (0.8, 0.99)
-    """Decay of the moments."""
-    weight_decay: float = Field(default=1e-2, ge=0)
-    """AdamW's decoupled weight decay."""
-    clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is what is kept; less in the first steps."""
-
-
-class Config(BaseConfig):
-    """Settings of `arlat vae train`."""
-
-    data: Data
-    """What to train on."""
-    out: Path
-    """Run directory: the same command goes on with a killed run there."""
-    size: Literal["tiny", "small", "base"] = "tiny"
-    """tiny (0.4 M weights) for a CPU, small (11 M), base (98 M)."""
-    bottleneck: BottleneckConfig = BottleneckConfig()
-    """The law of a latent frame."""
-    loss: LossConfig = LossConfig()
-    """Weights of the losses."""
-    judge: JudgeConfig = JudgeConfig()
-    """Shape of the discriminator, where `loss.adversarial` or `loss.feature` is above 0."""
-    train: OptimiserConfig = OptimiserConfig()
-    """The optimiser."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in; losses and weights stay float32."""
-    log_every: int = Field(default=10, gt=0)
-    """Steps between two rows of metrics.jsonl."""
-    save_every: int = Field(default=200, gt=0)
-    """Steps between two states on disk, and between two looks at held-out speakers."""
-    held_out_crops: int = Field(default=16, gt=1)
-    """Crops of held-out speakers that are looked at."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the split, the weights, the crops and the noise."""
-    device: str = "cpu"
-    """Where to train."""
 
 
 def start(config: Config) -> Trainee:
@@ -155,15 +71,12 @@ def learning_rate(step: int, config: OptimiserConfig) -> float:
 
 
 def reconstruction_losses(config: Config, sample_rate: int) -> dict[str, Loss]:
-    """The losses on audio, by name, whose weight is above 0."""
-    mel = MelLoss(sample_rate).to(config.device)
-    every: dict[str, Loss] = {"waveform": waveform_loss, "stft": STFTLoss(), "mel": mel}
-    weights = config.loss.model_dump()
-    return {name: loss for name, loss in every.items() if weights[name] > 0}
+    """The losses on audio that need no discriminator, by name."""
+    return {"waveform": waveform_loss, "stft": STFTLoss(), "mel": MelLoss(sample_rate).to(config.device)}
 
 
-def judge_step(trainee: Trainee, audio: Tensor, decoded: Tensor, config: Config) -> dict[str, Tensor]:
-    """Trains the discriminator on this batch, and returns what it then says about the decoded audio."""
+def judged(trainee: Trainee, audio: Tensor, decoded: Tensor, config: Config) -> dict[str, Tensor]:
+    """Trains the discriminator, where there is one, on this batch, and returns what it then says about the decoded audio."""
     if trainee.judge is None or trainee.judge_optimiser is None:
         return {}
     loss = discriminator_loss(trainee.judge(audio), trainee.judge(decoded.detach()))
@@ -171,9 +84,7 @@ def judge_step(trainee: Trainee, audio: Tensor, decoded: Tensor, config: Config)
     with torch.no_grad():
         real = trainee.judge(audio)
     fake = trainee.judge(decoded)
-    said = {"adversarial": adversarial_loss(fake), "feature": feature_loss(real, fake)}
-    weights = config.loss.model_dump()
-    return {name: value for name, value in said.items() if weights[name] > 0}
+    return {"adversarial": adversarial_loss(fake), "feature": feature_loss(real, fake), "judge": loss.detach()}
 
 
 def descend(
@@ -201,16 +112,16 @@ def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: 
         law = trainee.model.encode(audio)
         decoded = trainee.model.decode(law.sample(generator)).float()
         kl = law.kl().mean()
-    values = {name: loss(audio, decoded) for name, loss in losses.items()}
-    values |= judge_step(trainee, audio, decoded, config)
-    weights = config.loss.model_dump(exclude={"balanced", "kl"})
+    values = {name: loss(audio, decoded) for name, loss in losses.items()} | judged(trainee, audio, decoded, config)
+    weights = {name: weight for name, weight in config.loss.on_audio().items() if weight > 0}
     if config.loss.balanced:
         like_waveform = 1 / (len(audio) * math.sqrt(audio.shape[1]))  # the norm of an item's gradient of mean |error|
-        balanced = balance(values, weights, decoded, trainee.norms, scale=like_waveform)
+        weighed = {name: values[name] for name in weights}
+        balanced = balance(weighed, weights, decoded, trainee.norms, scale=like_waveform)
         gradient, norms = balanced.gradient, balanced.norms
     else:
-        gradient = torch.autograd.grad(sum(weights[name] * value for name, value in values.items()), decoded)[0]
-        norms = trainee.norms
+        total = torch.stack([weight * values[name] for name, weight in weights.items()]).sum()
+        gradient, norms = torch.autograd.grad(total, decoded)[0], trainee.norms
 
     def backward() -> None:
         torch.autograd.backward([decoded, config.loss.kl * kl], [gradient, None])
@@ -219,9 +130,11 @@ def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: 
     if taken:
         trainee.norms = norms
         follow(trainee, config.train)
-    trainee.skipped = 0 if taken else trainee.skipped + 1
+    trainee.skipped += not taken
+    trainee.in_a_row = 0 if taken else trainee.in_a_row + 1
     shown = {name: float(value.detach()) for name, value in values.items()}
-    return shown | kl_report(law, trainee.model.config.frame_rate) | {"gradient_norm": norm}
+    shown |= {"gradient_norm": norm, "skipped": float(trainee.skipped)}
+    return shown | kl_report(law, trainee.model.config.frame_rate)
 
 
 def follow(trainee: Trainee, config: OptimiserConfig) -> None:
@@ -265,7 +178,7 @@ def train(config: Config, clips: Clips, held_out: Clips, progress: Progress = la
         audio = batch(clips, config.train.batch, samples, crop, counter(config.seed, trainee.step, "crops"))
         metrics = update(trainee, audio.to(config.device), losses, config)
         trainee.step += 1
-        if trainee.skipped >= MOST_SKIPPED:
+        if trainee.in_a_row >= MOST_SKIPPED:
             raise RuntimeError(f"{MOST_SKIPPED} steps in a row had no finite gradient, last at step {trainee.step}.")
         last = trainee.step == config.train.steps
         if trainee.step % config.log_every == 0 or last:

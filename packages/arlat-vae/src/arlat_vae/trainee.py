@@ -26,6 +26,7 @@ class Trainee:
     norms: Norms = field(default_factory=Norms)
     step: int = 0
     skipped: int = 0
+    in_a_row: int = 0
 
     def models(self) -> dict[str, torch.nn.Module]:
         """The modules by name."""
@@ -45,8 +46,12 @@ def save(trainee: Trainee, folder: Path) -> None:
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimiser in trainee.optimisers().items():
         tensors |= pack(name, optimiser)
-    norms = {"total": dict(trainee.norms.total), "weight": dict(trainee.norms.weight)}
-    save_state(folder, trainee.step, tensors, {"skipped": trainee.skipped, "norms": norms})
+    about = {
+        "skipped": trainee.skipped,
+        "in_a_row": trainee.in_a_row,
+        "norms": {"total": dict(trainee.norms.total), "weight": dict(trainee.norms.weight)},
+    }
+    save_state(folder, trainee.step, tensors, about)
 
 
 def load(trainee: Trainee, folder: Path) -> list[str]:
@@ -58,6 +63,6 @@ def load(trainee: Trainee, folder: Path) -> list[str]:
         module.load_state_dict(taken(name, state.tensors))
     for name, optimiser in trainee.optimisers().items():
         unpack(name, state.tensors, optimiser)
-    trainee.step, trainee.skipped = state.step, state.about["skipped"]
+    trainee.step, trainee.skipped, trainee.in_a_row = state.step, state.about["skipped"], state.about["in_a_row"]
     trainee.norms = Norms(**state.about["norms"])
     return state.notes

@@ -1,0 +1,105 @@
+"""Settings of `arlat vae train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from arlat_core.config import Config as BaseConfig
+from pydantic import Field, model_validator
+
+from arlat_vae.bottleneck import BottleneckConfig
+from arlat_vae.crops import CropConfig
+from arlat_vae.discriminator import Config as JudgeConfig
+
+
+class Data(BaseConfig):
+    """What to train on."""
+
+    audio_dir: Path
+    """A folder of speech; its train split is trained on, its eval split is listened to."""
+    speaker_pattern: str | None = None
+    """Regular expression with the group `speaker`, as in `arlat data extract`."""
+    crop: CropConfig = CropConfig()
+    """What a training crop is."""
+
+
+class LossConfig(BaseConfig):
+    """Weights by the names that the metrics have; 0 leaves a loss out."""
+
+    waveform: float = Field(default=1.0, ge=0)
+    """Mean absolute difference of samples."""
+    stft: float = Field(default=1.0, ge=0)
+    """Multi-resolution STFT."""
+    mel: float = Field(default=1.0, ge=0)
+    """Multi-scale log-mel."""
+    adversarial: float = Field(default=0.0, ge=0)
+    """The discriminator's hinge."""
+    feature: float = Field(default=0.0, ge=0)
+    """Feature matching on the discriminator."""
+    kl: float = Field(default=0.01, ge=0)
+    """β, on the KL averaged over batch, time and dimension."""
+    balanced: bool = False
+    """Whether the weights of what is measured on the audio are shares of its gradient, whose size is then that of `waveform` at weight 1."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not any(self.on_audio().values()):
+            raise ValueError(f"every loss on the audio has weight 0; give one of {', '.join(self.on_audio())} a weight")
+        return self
+
+    def on_audio(self) -> dict[str, float]:
+        """The weights of what is measured on the audio."""
+        return self.model_dump(exclude={"balanced", "kl"})
+
+
+class OptimiserConfig(BaseConfig):
+    """AdamW with linear warm-up and a cosine to 0."""
+
+    steps: int = Field(default=1000, gt=0)
+    """Steps in all."""
+    batch: int = Field(default=8, gt=0)
+    """Crops in a step."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate."""
+    warmup_steps: int = Field(default=50, ge=0)
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.8, 0.99)
+    """Decay of the moments."""
+    weight_decay: float = Field(default=1e-2, ge=0)
+    """AdamW's decoupled weight decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what is kept; less in the first steps."""
+
+
+class Config(BaseConfig):
+    """Settings of `arlat vae train`."""
+
+    data: Data
+    """What to train on."""
+    out: Path
+    """Run directory: the same command goes on with a killed run there."""
+    size: Literal["tiny", "small", "base"] = "tiny"
+    """tiny (0.4 M weights) for a CPU, small (11 M), base (98 M)."""
+    bottleneck: BottleneckConfig = BottleneckConfig()
+    """The law of a latent frame."""
+    loss: LossConfig = LossConfig()
+    """Weights of the losses."""
+    judge: JudgeConfig = JudgeConfig()
+    """Shape of the discriminator, where `loss.adversarial` or `loss.feature` is above 0."""
+    train: OptimiserConfig = OptimiserConfig()
+    """The optimiser."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; losses and weights stay float32."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps between two rows of metrics.jsonl."""
+    save_every: int = Field(default=200, gt=0)
+    """Steps between two states on disk, and between two looks at held-out speakers."""
+    held_out_crops: int = Field(default=16, gt=1)
+    """Crops of held-out speakers that are looked at."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split, the weights, the crops and the noise."""
+    device: str = "cpu"
+    """Where to train."""

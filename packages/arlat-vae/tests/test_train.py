@@ -99,6 +99,31 @@ def test_a_collapsed_model_is_at_its_floor(tmp_path: Path) -> None:
     assert all(heard[name] == pytest.approx(heard[f"{name}_floor"]) for name in losses)
 
 
+def test_beta_pulls_the_kl_down(tmp_path: Path) -> None:
+    audio, after = example_audio(1, 5760, 24_000), []
+    for beta in (0.0, 100.0):
+        settings = config(tmp_path, train={"steps": 9}, loss={"kl": beta})
+        trainee = train.start(settings)
+        losses = train.reconstruction_losses(settings, 24_000)
+        for trainee.step in range(8):
+            update(trainee, audio, losses, settings)
+        after.append(train.listen(trainee.model, audio, losses)["kl"])
+    assert after[1] < 0.7 * after[0]
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "plain"])
+def test_training_decodes_a_draw(tmp_path: Path, kind: str) -> None:
+    """The draw depends on the seed; where there is no noise, nothing does."""
+    audio, settings = example_audio(1, 5760, 24_000), config(tmp_path, bottleneck={"kind": kind})
+    losses = train.reconstruction_losses(settings, 24_000)
+    seen = [
+        update(train.start(settings), audio, losses, settings.model_copy(update={"seed": seed}))["mel"]
+        for seed in (0, 0, 1)
+    ]
+    assert seen[0] == seen[1]
+    assert (seen[0] == seen[2]) == (kind == "plain")
+
+
 def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path)
     trainee = train.start(settings)

@@ -124,6 +124,20 @@ def test_training_decodes_a_draw(tmp_path: Path, kind: str) -> None:
     assert (seen[0] == seen[2]) == (kind == "plain")
 
 
+def test_a_balanced_gradient_has_the_size_that_it_is_told(tmp_path: Path) -> None:
+    """Whatever the batch: twice the size is twice the gradient, and two equal items have the gradient of one."""
+    audio = example_audio(1, 5760, 24_000)
+    losses = train.reconstruction_losses(config(tmp_path), 24_000)
+
+    def norm(size: float, count: int) -> float:
+        loss = {"kl": 0.0, "balanced": True, "balanced_norm": size}
+        settings = config(tmp_path, loss=loss, bottleneck={"kind": "plain"})
+        return update(train.start(settings), audio.expand(count, -1), losses, settings)["gradient_norm"]
+
+    assert norm(20.0, 1) == pytest.approx(2 * norm(10.0, 1), rel=1e-4)
+    assert norm(10.0, 2) == pytest.approx(norm(10.0, 1), rel=1e-3)
+
+
 def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path)
     trainee = train.start(settings)

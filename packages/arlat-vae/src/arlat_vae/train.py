@@ -115,9 +115,9 @@ def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: 
     values = {name: loss(audio, decoded) for name, loss in losses.items()} | judged(trainee, audio, decoded, config)
     weights = {name: weight for name, weight in config.loss.on_audio().items() if weight > 0}
     if config.loss.balanced:
-        like_waveform = 1 / (len(audio) * math.sqrt(audio.shape[1]))  # the norm of an item's gradient of mean |error|
+        scale = config.loss.balanced_norm / len(audio)
         weighed = {name: values[name] for name in weights}
-        balanced = balance(weighed, weights, decoded, trainee.norms, scale=like_waveform)
+        balanced = balance(weighed, weights, decoded, trainee.norms, scale=scale)
         gradient, norms = balanced.gradient, balanced.norms
     else:
         total = torch.stack([weight * values[name] for name, weight in weights.items()]).sum()

@@ -40,7 +40,10 @@ class LossConfig(BaseConfig):
     kl: float = Field(default=0.01, ge=0)
     """β, on the KL averaged over batch, time and dimension."""
     balanced: bool = False
-    """Whether the weights of what is measured on the audio are shares of its gradient, whose size is then that of `waveform` at weight 1."""
+    """Whether the weights of what is measured on the audio are shares of its gradient."""
+    balanced_norm: float = Field(default=10.0, gt=0)
+    """Norm of an item's balanced gradient, times the batch. β is relative to it; 10 is about what the default sum has.
+    EnCodec's and AudioCraft's convention is the batch size."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -50,7 +53,7 @@ class LossConfig(BaseConfig):
 
     def on_audio(self) -> dict[str, float]:
         """The weights of what is measured on the audio."""
-        return self.model_dump(exclude={"balanced", "kl"})
+        return self.model_dump(exclude={"balanced", "balanced_norm", "kl"})
 
 
 class OptimiserConfig(BaseConfig):

@@ -57,6 +57,20 @@ def test_every_objective_learns(store: LatentStore, tmp_path: Path, objective: s
     assert all(line["teacher"] != 0 and line["state"] > 0 for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("name", "more"), [("gru", {}), ("transformer", {"heads": 2, "window": 4, "short_context": 3})]
+)
+def test_models_with_a_memory_learn_from_noised_rollouts(
+    store: LatentStore, tmp_path: Path, name: str, more: dict[str, int]
+) -> None:
+    model = ModelConfig(name=name, width=16, depth=1, head=HeadConfig(name="flow"), **more)
+    noise = {"form": "variance_preserving", "level": 0.3}
+    train_rollout(store, quick(model=model, noise=noise, objective="sampled_nll", updates=40, lr=5e-3), tmp_path)
+    fit = json.loads((tmp_path / "fit.json").read_text())
+    assert fit["best_loss"] < fit["initial_loss"]
+    assert fit["skipped"] == 0
+
+
 def test_the_energy_score_is_unbiased_and_smallest_at_the_true_law(
     exact_ar1: Callable[[float, int], LinearModel],
 ) -> None:

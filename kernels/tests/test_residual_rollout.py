@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from arlat_kernels import ResidualWeights, residual_rollout, residual_rollout_op
-from arlat_kernels.residual_rollout import lag_matrices, narrowed
+from arlat_kernels.residual_rollout import narrowed
 from torch import Tensor
 
 SMALL = {"m": 2, "b": 4, "k": 5, "w": 3, "d": 32, "s": 32, "h": 64, "layers": 2}
@@ -51,16 +51,6 @@ def test_a_step_has_at_most_the_longest_length() -> None:
     frames, given = torch.zeros(1, 1, 5, 2, dtype=torch.float64), torch.zeros(1, 1, 3, dtype=torch.bool)
     out, _ = residual_rollout(frames, given, along_first_axis(9.0), longest=1.5)
     torch.testing.assert_close(out.predicted[0, 0, :, 0], torch.tensor([1.5, 3, 4.5], dtype=torch.float64))
-
-
-def test_the_matrices_of_single_frames_are_the_window() -> None:
-    enter = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    z = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)  # newest first
-    features = torch.cat([z[:1], z[:-1] - z[1:]])
-    by_features, by_frames = (
-        torch.einsum("mwsd,wd->ms", a, x) for a, x in ((enter, features), (lag_matrices(enter), z))
-    )
-    torch.testing.assert_close(by_frames, by_features)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

@@ -164,12 +164,6 @@ def narrowed(x: Tensor, operands: str) -> Tensor:
     return x.bfloat16().to(x.dtype) if operands == "bfloat16" else x
 
 
-def lag_matrices(enter: Tensor) -> Tensor:
-    """Matrices A [m w s d] with Σ_j enter_j·f_j = Σ_j A_j·z_{t−j}: what each frame of the window does by itself."""
-    older = torch.nn.functional.pad(enter[:, 1:], (0, 0, 0, 0, 0, 1))  # the difference that begins where lag j ends
-    return torch.cat([enter[:, :1], -enter[:, 1:]], 1) + older
-
-
 def check_shapes(frames: Tensor, given: Tensor, weights: ResidualWeights) -> ResidualWeights:
     """`weights`; ValueError unless all shapes fit and `given` is boolean."""
     if frames.dim() == 4 and given.dim() == 3 and weights.enter.dim() == 4 and weights.up.dim() == 4:

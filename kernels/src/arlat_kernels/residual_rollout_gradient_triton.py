@@ -25,7 +25,7 @@ def through_norm(grad, n, scale, S: tl.constexpr):
 def sweep_kernel(
     frames_ptr,  # [M B W+K D], strides of model and row given
     given_ptr,  # [M K B] int8
-    lag_ptr,  # [M W S D] operands: what each frame of the window does to x, transposed
+    enter_ptr,  # [M W D S] operands
     up_ptr,  # [M L H S] operands
     up_bias_ptr,  # [M L H]
     down_ptr,  # [M L H S] operands
@@ -77,7 +77,7 @@ def sweep_kernel(
     grad_predicted_ptr += (model * B + first) * K * D
     grad_state_ptr += (model * B + first) * K * D
     given_ptr += model * K * B + first
-    lag_ptr += model * W * S * D
+    enter_ptr += model * W * D * S
     up_ptr += model * L * H * S
     down_ptr += model * L * H * S
     up_bias_ptr += model * L * H
@@ -95,18 +95,23 @@ def sweep_kernel(
         k = K - 1 - back
         at = k * B + lane
         # The state that step k predicted: as a result, and where it was not replaced, by every later window that held it.
-        later = alive & (k + 1 < K)
-        own = later & (tl.load(given_ptr + at, alive, 1) == 0)
+        own = alive & (k + 1 < K) & (tl.load(given_ptr + at, alive, 1) == 0)
         of_error = 2.0 * tl.load(grad_fields_ptr + 4 * plane + at, alive, 0)
         for c in tl.range(0, D, COLUMNS):
             part = c + tl.arange(0, COLUMNS)
             states = lane[:, None] * (K * D) + part[None, :]
             grad = tl.load(grad_state_ptr + (k + 1) * D + states, own[:, None], 0)
-            for j in tl.range(0, W, num_stages=1):
+            # Feature j holds the state with the sign + in step k + j and with − in the next: one difference of gradients.
+            g = tl.load(grad_stream_ptr + (k + 1).to(tl.int64) * B * S + streams, own[:, None], 0)
+            enter = tl.load(enter_ptr + part[:, None] * S + wide[None, :])
+            grad = tl.dot(g, tl.trans(enter), grad, input_precision=PRECISION, out_dtype=ACC)
+            for j in tl.range(1, W, num_stages=1):
                 after = own & (k + 1 + j < K)
-                g = tl.load(grad_stream_ptr + (k + 1 + j).to(tl.int64) * B * S + streams, after[:, None], 0)
-                lag = tl.load(lag_ptr + j * S * D + wide[:, None] * D + part[None, :])
-                grad = tl.dot(g, lag, grad, input_precision=PRECISION, out_dtype=ACC)
+                later = tl.load(grad_stream_ptr + (k + 1 + j).to(tl.int64) * B * S + streams, after[:, None], 0)
+                enter = tl.load(enter_ptr + (j * D + part)[:, None] * S + wide[None, :])
+                change = rounded(g.to(ACC) - later.to(ACC), OPERANDS, EMULATE)
+                grad = tl.dot(change, tl.trans(enter), grad, input_precision=PRECISION, out_dtype=ACC)
+                g = later
             grad += tl.load(grad_predicted_ptr + k * D + states, inside, 0)
             error = tl.load(predicted_ptr + k * D + states, inside, 0)
             error -= tl.load(frames_ptr + (W + k) * D + lane[:, None] * frames_row + part[None, :], inside, 0)

@@ -17,7 +17,7 @@ from arlat_kernels.vmf_nll import SHORTEST
 STAGES = 2  # chunks of weights in flight
 STRIDES = frozenset({"frames_model", "frames_row"})
 MULTIPLIED = frozenset(
-    f"{name}_ptr" for name in ("enter", "up", "down", "direction", "lag", "normed", "grad_stream", "grad_direction")
+    f"{name}_ptr" for name in ("enter", "up", "down", "direction", "normed", "grad_stream", "grad_direction")
 )
 # Bytes that a thread may spill where there are no products, by kernel and wider of stream and frame.
 STACK = {("forward", 64): 128, ("sweep", 64): 512, ("forward", 128): 256, ("sweep", 128): 1024, ("blocks", 128): 16}

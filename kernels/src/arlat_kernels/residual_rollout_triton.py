@@ -21,7 +21,6 @@ from arlat_kernels.residual_rollout import (
     ResidualWeights,
     check_options,
     check_shapes,
-    lag_matrices,
     narrowed,
 )
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
@@ -129,12 +128,11 @@ def rollout_backward(
     w, layers, hidden = net.enter.shape[1], net.up.shape[1], net.up.shape[2]
     fixed = constants(dim, stream, hidden, frames.dtype, activation, operands)
     sizes, copies = tile(dim, stream, operands), operands_of(net, operands)
-    lags = narrowed(lag_matrices(net.enter), operands).to(normed.dtype).contiguous()
     grad_state, grad_stream = torch.empty_like(predicted), torch.empty_like(normed)
     grad_direction, grad_scalars = normed.new_empty(m, k, b, dim), fields.new_empty(SCALARS, m, k, b)
     with on_device(frames):
         sweep_kernel[(triton.cdiv(b, sizes["ROWS"]), m)](
-            frames, steps_first(given), lags, copies.up, net.up_bias.contiguous(), copies.down, copies.direction,
+            frames, steps_first(given), copies.enter, copies.up, net.up_bias.contiguous(), copies.down, copies.direction,
             net.head.contiguous(), net.head_bias.contiguous(), predicted, fields, normed, scale,
             grad_predicted.contiguous(), grad_fields.contiguous(), grad_state, grad_stream, grad_direction,
             grad_scalars, b, k, w, layers, frames.stride(0), frames.stride(1), **fixed, **sizes,
@@ -219,8 +217,11 @@ def frames_gradient(
     w, k, dim = net.enter.shape[1], given.shape[-1], frames.shape[-1]
     total, grad = torch.zeros_like(frames), grad_entering.to(frames.dtype)
     total[:, :, w - 1 : w - 1 + k] += grad_state
-    for j, matrix in enumerate(lag_matrices(net.enter).unbind(1)):
-        total[:, :, w - 1 - j : w - 1 - j + k] += (grad @ matrix[:, None]).transpose(1, 2)
+    for j, matrix in enumerate(narrowed(net.enter, operands).unbind(1)):
+        of_feature, newer = (grad @ matrix[:, None]).transpose(1, 2), w - 1 - max(0, j - 1)
+        total[:, :, newer : newer + k] += of_feature
+        if j > 0:
+            total[:, :, newer - 1 : newer - 1 + k] -= of_feature
     total[:, :, w:] *= given[..., None]
     of_gap, of_error = (part.mT[..., None] for part in grad_fields[SCALARS:])
     direction = narrowed(net.head[:, None, :dim], operands).mT

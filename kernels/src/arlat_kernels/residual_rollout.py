@@ -91,7 +91,7 @@ def residual_rollout(
 
     The first w frames are the prefix, the others the truth. With features f_0 = z_t and f_j = z_{t−j+1} − z_{t−j},
     x = Σ_j enter_j·f_j + enter_bias, x ← x + down·act(up·norm(x)) for each block, n = norm(x), (v, κ, mu, log_sigma) =
-    head·n, z_{t+1} = z_t + min(exp(bounded mu), longest)·v/‖v‖, where bounded mu = mu/(1 + |mu|/bound) and norm(x) =
+    head·n, z_{t+1} = z_t + min(exp(bounded mu), longest)·v/‖v‖, where bounded mu = mu/(1 + abs(mu)/bound) and norm(x) =
     x/√(mean x² + 1e-6). Where given [m b k] is true, the frame that later steps see after step k is the truth.
 
     A row stops at its first frame that is not finite: from there on all its fields are 0, pass no gradient and are not

@@ -77,7 +77,7 @@ def root(value: Value) -> Value:
 
 
 def binned_error(bin_of: Tensor, gap: Tensor, origin: Origin) -> Value:
-    """Σ_bins share·|mean gap| of gaps [n] (found − promised), each bin's sign taken from the other half of the utterances.
+    """Σ_bins share·abs(mean gap) of gaps [n] (found − promised), each bin's sign taken from the other half of the utterances.
 
     So noise cancels, and a calibrated forecast has 0 within the interval. Without a second half there is no value.
     """

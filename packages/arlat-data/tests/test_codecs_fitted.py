@@ -77,6 +77,7 @@ class TrainSplit:
     z: Tensor
     start: Tensor
     length: Tensor
+    speakers: list[str]
 
 
 class MelStore:
@@ -93,7 +94,18 @@ class MelStore:
     def load(self, split: str) -> Any:
         chosen = self.utterances if split == "train" else self.utterances[:2]
         length = torch.tensor([len(z) for z in chosen])
-        return TrainSplit(torch.cat(chosen), length.cumsum(0) - length, length)
+        return TrainSplit(torch.cat(chosen), length.cumsum(0) - length, length, ["a"] * len(chosen))
+
+
+@pytest.mark.parametrize("kind", ["predictive", "slow"])
+def test_readouts_of_the_future_and_of_slowness_keep_the_contract(kind: Any, tmp_path: Path) -> None:
+    store: Any = MelStore()
+    projection = readout.fit_readout(store, 6, 2, tmp_path, kind=kind, future_frames=2)
+    codec = build_codec(f"readout={tmp_path}|pool:4|mel")
+    check_codec(codec, tolerance=1e-4)
+    assert codec.spec == projection.spec
+    assert readout.load_projection(tmp_path).about == projection.about
+    assert projection.about.kind == kind
 
 
 @pytest.mark.parametrize("whiten", [False, True])
@@ -125,12 +137,13 @@ def test_readout_of_one_frame_is_pca_and_lifts_to_the_nearest_point(tmp_path: Pa
     assert projection.about.explained == pytest.approx(1 - float(residual / centred.square().mean()), rel=1e-4)
 
 
-def test_full_readout_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["pca", "predictive", "slow"])
+def test_full_readout_loses_nothing(kind: Any, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     store: Any = MelStore()
     store.spec = store.spec.model_copy(update={"dim": 5})
     store.utterances = [torch.randn(40, 5, generator=generator) for _ in range(3)]
-    projection = readout.fit_readout(store, 15, 3, tmp_path)
+    projection = readout.fit_readout(store, 15, 3, tmp_path, kind=kind)
     z = store.utterances[0][None]
     torch.testing.assert_close(projection.lift(projection.project(z)), z, atol=1e-4, rtol=0)
 

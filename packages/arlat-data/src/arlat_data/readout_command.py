@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arlat_core.config import Config as BaseConfig
-from arlat_core.config import parse
-from arlat_core.run import check_settings
+from arlat_core.config import UserError, parse
+from arlat_core.run import run_directory
 from pydantic import Field
 
 from arlat_data.codecs._readout_fit import Kind
 
 if TYPE_CHECKING:
-    from arlat_data.codecs.readout import About
+    from arlat_data.codecs.readout import About, Projection
+    from arlat_data.store import LatentStore
 
 
 class Data(BaseConfig):
@@ -46,45 +46,68 @@ class Config(BaseConfig):
 
 
 def shown(about: About) -> str:
-    """What a readout is worth, in words: the strongest, the middle and the weakest direction of each split."""
+    """What a readout is worth, in words: the best, the middle and the worst direction of each split."""
     lines = []
     for split, name in (("train", "training"), ("eval", "held-out")):
-        worth = about.quality[split]  # type: ignore[index]
-        if not worth:
-            lines.append(f"  {name}: too few frames to judge")
+        worth = about.quality.get(split)  # type: ignore[call-overload]
+        if worth is None:
+            lines.append(f"  {name}: no utterance is long enough to judge")
             continue
-        future, slowness = worth["future"], sorted(worth["slowness"])
-        ends = (0, len(future) // 2, -1)
+        future, slowness = worth.future, sorted(worth.slowness)
         lines.append(
-            f"  {name}: {100 * worth['explained'][0]:.1f} % of the window's variance; correlation with the future "
-            f"{', '.join(f'{future[at]:.3f}' for at in ends)}; change per frame {', '.join(f'{slowness[at]:.3f}' for at in ends)} "
-            "of the variance (white noise: 2)"
+            f"  {name} ({worth.speakers} speakers, {worth.utterances} utterances, {worth.frames} frames): "
+            f"{100 * worth.explained:.1f} % of the window's variance; correlation with the future {ends(future)} (by chance: "
+            f"at least ±{worth.frames**-0.5:.3f} held-out); change per frame {ends(slowness)} of the variance (white noise: 2)"
         )
     return "\n".join(lines)
 
 
+def ends(values: list[float]) -> str:
+    """The first, the middle and the last of some values."""
+    return ", ".join(f"{values[at]:.3f}" for at in (0, len(values) // 2, -1))
+
+
 def main(arguments: list[str], prog: str) -> int:
-    """Fits or reads the readout, prints what it is worth and writes its store; returns the exit status."""
+    """Fits or reads the readout, prints what it is worth and writes its store; returns the exit status.
+
+    Raises UserError when `out` holds a readout of other settings or another process works there, or `latents` another store.
+    """
     config = parse(Config, arguments, prog, "Fits a linear readout on a latent store.")
-    from arlat_data.codecs.readout import apply, fit_readout, load_projection
+    from arlat_data.codecs.readout import fit_readout, load_projection
     from arlat_data.store import LatentStore
 
     store = LatentStore.open(config.data.latents_dir)
+    # where the store seen through the readout goes is no part of the fit: it may be asked for later
     settings = config.model_dump(mode="json", exclude={"data", "out", "latents"}) | {"store": store.hash}
-    check_settings(config.out / "config.json", settings)
-    if not all((config.out / name).exists() for name in ("readout.json", "readout.safetensors")):
-        fit_readout(
-            store, config.dim, config.context_frames, config.out, config.whiten, config.kind, config.future_frames
+    with run_directory(config.out, settings):
+        finished = (config.out / "readout.json").exists()
+        if not finished:
+            fit_readout(
+                store, config.dim, config.context_frames, config.out, config.whiten, config.kind, config.future_frames
+            )
+        projection = load_projection(config.out)
+        about = projection.about
+        print(
+            f"{config.out}: {about.kind}, {about.dim} directions of {about.context_frames} frames of {about.inner.codec}"
         )
-    projection = load_projection(config.out)
-    about = projection.about
-    print(f"{config.out}: {about.kind}, {about.dim} directions of {about.context_frames} frames of {about.inner.codec}")
-    print(f"{shown(about)}\n  (directions: strongest, middle, weakest)")
-    if config.latents is not None and not config.latents.exists():
-        unfinished = config.latents.with_name(f"{config.latents.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
-        apply(projection, store, unfinished)
-        unfinished.rename(config.latents)
-    if config.latents is not None:
-        print(f"{config.latents}: {LatentStore.open(config.latents).spec.codec}")
+        print(f"{shown(about)}\n  (directions: best, middle, worst){' It was finished before.' if finished else ''}")
+        if config.latents is not None:
+            see(store, projection, config.latents)
     return 0
+
+
+def see(store: LatentStore, projection: Projection, out: Path) -> None:
+    """Writes the store seen through the readout, unless `out` holds it; refuses where it holds another one."""
+    from arlat_data.codecs.readout import apply
+    from arlat_data.store import LatentStore
+
+    finished = (out / "store.json").exists()
+    if not finished:
+        apply(projection, store, out)
+    found = LatentStore.open(out).spec
+    if found != projection.spec:
+        raise UserError(
+            f"{out} holds {found.codec} ({found.fingerprint}), not this readout ({projection.spec.fingerprint}). "
+            "Choose another --latents, or remove it."
+        )
+    print(f"{out}: {found.codec}{', finished before' if finished else ''}")

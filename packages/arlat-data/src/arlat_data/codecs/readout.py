@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arlat_data.codecs import build_codec
 from arlat_data.codecs._folder import read_json, read_tensors, require_files, write_fitted
-from arlat_data.codecs._readout_fit import SEARCH, Kind, Stretch, gather, lift_of, quality
+from arlat_data.codecs._readout_fit import Fit, Kind, Quality, Stretch, fit, gather, quality
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,8 @@ class About(BaseConfig):
     inner: LatentSpec
     future_frames: int = Field(gt=0)
     explained: float
-    quality: dict[Literal["train", "eval"], dict[str, list[float]]]
+    quality: dict[Literal["train", "eval"], Quality]
+    """What the readout is worth on each split; the eval split is absent where none of it is long enough."""
     frames: int
     store: str
 
@@ -158,12 +159,12 @@ def fit_readout(
         raise UserError(
             f"{dim} directions need more than {dim} frames with {future_frames} after them, but {store.path} has {found.count} for training."
         )
-    rows = SEARCH[kind](found, dim)
-    if whiten:
-        rows = rows / (rows @ found.now() @ rows.T).diagonal().clamp_min(1e-30).sqrt()[:, None]
-    up = lift_of(rows, found.now())
-    held_out = stretches(store.load("eval"), context_frames, future_frames)
-    worth = quality(found, rows, up)
+    fitted = fit(found, kind, dim, whiten)
+    worth: dict[Literal["train", "eval"], Quality] = {"train": judge(split, found, fitted)}
+    other = store.load("eval")
+    held_out = stretches(other, context_frames, future_frames)
+    if held_out.count > 1:
+        worth["eval"] = judge(other, held_out, fitted)
     about = About(
         kind=kind,
         dim=dim,
@@ -171,14 +172,24 @@ def fit_readout(
         future_frames=future_frames,
         whiten=whiten,
         inner=store.spec,
-        explained=worth["explained"][0],
-        quality={"train": worth, "eval": quality(held_out, rows, up)},
+        explained=worth["train"].explained,
+        quality=worth,
         frames=found.count,
         store=store.hash,
     )
-    tensors = {"down": rows.float(), "up": up.float(), "mean": found.mean[:size].float()}
+    tensors = {"down": fitted.rows.float(), "up": fitted.up.float(), "mean": fitted.mean.float()}
     write_fitted(out, "readout", tensors, about.model_dump())
     return Projection(about, tensors["down"], tensors["up"], tensors["mean"])
+
+
+def judge(split: Split, stretch: Stretch, fitted: Fit) -> Quality:
+    """What a fit is worth on a split whose moments are `stretch`, over the utterances that are long enough."""
+    used = [
+        speaker
+        for speaker, length in zip(split.speakers, split.length.tolist(), strict=True)
+        if length > stretch.future
+    ]
+    return quality(stretch, fitted, len(set(used)), len(used))
 
 
 def stretches(split: Split, context_frames: int, future_frames: int) -> Stretch:

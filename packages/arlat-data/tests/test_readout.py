@@ -9,7 +9,7 @@ import pytest
 import torch
 from arlat_core.config import UserError
 from arlat_data.codecs import readout
-from arlat_data.codecs._readout_fit import SEARCH, Fit, Stretch, fit, gather, lift_of, quality
+from arlat_data.codecs._readout_fit import RIDGE, SEARCH, Fit, Stretch, fit, gather, lift_of, quality
 from arlat_data.readout_command import main
 from arlat_data.store import LatentStore
 from arlat_data.synth import make
@@ -72,7 +72,9 @@ def test_what_is_found_does_not_depend_on_the_coordinates() -> None:
         seen = []
         for frames in (z, z @ mix):
             stretch = gather(frames, [0], [len(frames)], 2, 2)
-            y = (frames.unfold(0, 2, 1).movedim(-1, -2).flatten(1) - stretch.mean[:10]) @ SEARCH[kind](stretch, 2).T
+            y = (frames.unfold(0, 2, 1).movedim(-1, -2).flatten(1) - stretch.mean[:10]) @ SEARCH[kind](
+                stretch, 2, RIDGE
+            ).T
             seen.append(torch.linalg.qr(y - y.mean(0))[0])
         assert float(torch.linalg.svdvals(seen[0].T @ seen[1]).min()) > 0.99
 
@@ -88,7 +90,7 @@ def test_correlations_of_few_held_out_frames_are_not_fitted_again() -> None:
     """With 128 numbers in the future and 300 frames, pairs chosen on those frames would correlate beyond 0.5."""
     z = ar1(torch.zeros(32, dtype=torch.float64), torch.ones(32, dtype=torch.float64), 6000, 3)
     train, other = gather(z[:5700], [0], [5700], 2, 4), gather(z[5700:], [0], [300], 2, 4)
-    assert float(torch.linalg.svdvals(SEARCH["predictive"](other, 8) @ other.across()).max()) > 0.5
+    assert float(torch.linalg.svdvals(SEARCH["predictive"](other, 8, RIDGE) @ other.across()).max()) > 0.5
     assert max(map(abs, worth(other, fit(train, "predictive", 8)).future)) < 0.2  # 1/√296 is 0.06
 
 
@@ -127,6 +129,17 @@ def test_a_weak_white_direction_is_neither_slow_nor_predictive(kind: Any) -> Non
     assert worth(stretch, found).slowness == pytest.approx([0.2], abs=0.03)
 
 
+def test_a_ridge_steadies_a_fit_on_few_frames() -> None:
+    """One slow direction among 99 white ones, 150 frames for 200 numbers."""
+    diagonal = torch.zeros(100, dtype=torch.float64)
+    diagonal[0] = 0.95
+    z = ar1(diagonal, torch.where(diagonal > 0, 3.0, 1.0).double(), 4150, 7)
+    few, other = gather(z[:150], [0], [150], 1, 1), gather(z[150:], [0], [4000], 1, 1)
+    loose, steady = (worth(other, fit(few, "predictive", 1, ridge=ridge)).future[0] for ridge in (1e-6, 1.0))
+    assert steady > loose + 0.1
+    assert steady > 0.85
+
+
 @pytest.mark.parametrize("kind", ["predictive", "slow"])
 def test_every_direction_has_variance_1(kind: Any) -> None:
     z = ar1(torch.tensor([0.9, 0.5, 0.1]).double(), torch.tensor([0.01, 1.0, 5.0]).double(), 3000, 6)
@@ -151,7 +164,7 @@ def test_the_lift_is_the_best_linear_guess() -> None:
         torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 3000, 2
     )
     stretch = gather(z, [0], [len(z)], 1, 1)
-    rows = SEARCH["slow"](stretch, 2)
+    rows = SEARCH["slow"](stretch, 2, RIDGE)
     up = lift_of(rows, stretch.now())
     residual = z[:-1] - stretch.mean[:3] - (z[:-1] - stretch.mean[:3]) @ rows.T @ up.T
     y = (z[:-1] - stretch.mean[:3]) @ rows.T

@@ -38,7 +38,9 @@ class Config(BaseConfig):
     context_frames: int = Field(4, gt=0)
     """Frames of the window that is read out."""
     future_frames: int = Field(4, gt=0)
-    """predictive: frames of the future."""
+    """Frames of the future: predictive looks for what tells of them, every kind is judged by them."""
+    ridge: float = Field(1e-3, ge=0)
+    """predictive, slow: noise assumed in every coordinate, in mean variances; 0.1 where there are few frames."""
     whiten: bool = False
     """pca: gives every direction variance 1."""
     latents: Path | None = None
@@ -83,7 +85,14 @@ def main(arguments: list[str], prog: str) -> int:
         finished = (config.out / "readout.json").exists()
         if not finished:
             fit_readout(
-                store, config.dim, config.context_frames, config.out, config.whiten, config.kind, config.future_frames
+                store,
+                config.dim,
+                config.context_frames,
+                config.out,
+                config.whiten,
+                config.kind,
+                config.future_frames,
+                config.ridge,
             )
         projection = load_projection(config.out)
         about = projection.about

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arlat_data.codecs import build_codec
 from arlat_data.codecs._folder import read_json, read_tensors, require_files, write_fitted
-from arlat_data.codecs._readout_fit import Fit, Kind, Quality, Stretch, fit, gather, quality
+from arlat_data.codecs._readout_fit import RIDGE, Fit, Kind, Quality, Stretch, fit, gather, quality
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,7 @@ class About(BaseConfig):
     whiten: bool
     inner: LatentSpec
     future_frames: int = Field(gt=0)
+    ridge: float = Field(ge=0)
     explained: float
     quality: dict[Literal["train", "eval"], Quality]
     """What the readout is worth on each split; the eval split is absent where none of it is long enough."""
@@ -135,11 +136,13 @@ def fit_readout(
     whiten: bool = False,
     kind: Kind = "pca",
     future_frames: int = 4,
+    ridge: float = RIDGE,
 ) -> Projection:
     """Fits W on the train split of `store` and writes the folder `out`, with what it is worth on both splits.
 
     `kind` says what W looks for (`arlat_data.codecs._readout_fit`); `whiten` gives every direction variance 1, which those
-    of "predictive" and "slow" have anyway. The last `future_frames` frames of an utterance are not used.
+    of "predictive" and "slow" have anyway; `ridge` is the noise that these two assume, in mean variances. The last
+    `future_frames` frames of an utterance are not used.
 
     Raises UserError when `dim` exceeds what a window holds or the frames there are, or the window is too large to solve.
     """
@@ -159,7 +162,7 @@ def fit_readout(
         raise UserError(
             f"{dim} directions need more than {dim} frames with {future_frames} after them, but {store.path} has {found.count} for training."
         )
-    fitted = fit(found, kind, dim, whiten)
+    fitted = fit(found, kind, dim, whiten, ridge)
     worth: dict[Literal["train", "eval"], Quality] = {"train": judge(split, found, fitted)}
     other = store.load("eval")
     held_out = stretches(other, context_frames, future_frames)
@@ -170,6 +173,7 @@ def fit_readout(
         dim=dim,
         context_frames=context_frames,
         future_frames=future_frames,
+        ridge=ridge,
         whiten=whiten,
         inner=store.spec,
         explained=worth["train"].explained,

@@ -86,3 +86,14 @@ def test_a_sweep_is_one_configuration_for_each_point_or_none_at_all(tmp_path: Pa
     preset.write_text('[grid]\n"inner.rate" = [1.0, -2.0]\n')
     with pytest.raises(UserError, match=r"inner\.rate"):
         parse_sweep(Run, [str(preset), "--out", "a"])
+
+
+def test_overrides_with_commas_are_a_sweep_too_and_flags_keep_theirs(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text("[grid]\nsteps = [5, 6]\n")
+    points = parse_sweep(Run, [str(preset), "--out", "a,b", "inner.rate=4,8"])
+    assert list(points) == [f"steps={steps},inner.rate={rate}" for rate in (4, 8) for steps in (5, 6)]
+    assert points["steps=6,inner.rate=8"] == Run(inner=Inner(rate=8.0), out=Path("a,b"), steps=6)
+    with pytest.raises(SystemExit):
+        parse_sweep(Run, ["--out", "a", "inner.rate=4,-8"])
+    assert parse(Run, ["out=a,b", "inner.rate=4"]).out == Path("a,b")  # no sweep where a command runs one

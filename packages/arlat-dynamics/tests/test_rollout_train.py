@@ -16,14 +16,21 @@ import pytest
 import torch
 from arlat_core.config import UserError
 from arlat_core.training_state import load_state, save_state
+from arlat_core.files import safe_name
+from arlat_core.heads import HEADS
 from arlat_data.store import LatentStore
 from arlat_data.synth import make
+from arlat_data.windows import windows
 from arlat_dynamics.headed import HeadConfig, HeadedModel
+from arlat_dynamics.models import mlp, transformer
 from arlat_dynamics.models.linear import LinearModel
 from arlat_dynamics.objectives import OBJECTIVES, Task, distance, energy
-from arlat_dynamics.rollout import injections
+from arlat_dynamics.rollout import Places, injections, rollout
 from arlat_dynamics.rollout_config import ModelConfig, RolloutTrainConfig, rollout_steps, true_share
+from arlat_dynamics.rollout_loss import RolloutLoss, draw_step
 from arlat_dynamics.rollout_train import train_rollout
+from arlat_dynamics.train_command import main
+from arlat_dynamics.training_state import load_state, save_state
 
 SMALL = ModelConfig(hidden=16, depth=1, head=HeadConfig(name="gaussian"))
 
@@ -81,7 +88,7 @@ def test_the_energy_score_is_unbiased_and_smallest_at_the_true_law(
         model = exact_ar1(0.0, dim)
         model.factor.mul_(scale)
         inject = torch.tensor(injections("D", 1)).expand(len(z), -1)
-        task = Task(z[:, :4], z[:, 4:], inject, None, 1.0, 4, torch.Generator().manual_seed(1))
+        task = Task(z[:, :4], z[:, :4], z[:, 4:], inject, None, 1.0, 4, torch.Generator().manual_seed(1))
         with torch.no_grad():
             return float(energy(model, task, None).loss)  # type: ignore[arg-type]
 
@@ -190,19 +197,68 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(folder: Path, tmp_
     assert same(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_two_processes_have_the_loss_curve_of_one(folder: Path, tmp_path: Path) -> None:
-    curves = {}
-    for count in (1, 2):
-        out = tmp_path / str(count)
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-        arguments = [sys.executable, *launcher, *command(folder, out, "updates=20", "noise.level=0.3")]
-        done = subprocess.run(arguments, env=alone(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        curves[count] = [(json.loads(line)["loss"], json.loads(line)["validation"]) for line in lines]
-    assert len(curves[1]) == 4
-    for one, two in zip(curves[1], curves[2], strict=True):
-        assert two == pytest.approx(one, rel=1e-6)
+def test_two_processes_have_the_loss_curves_of_one_whatever_the_objective(folder: Path, tmp_path: Path) -> None:
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    sweep = ["updates=10", "noise.level=0.3", f"objective={','.join(sorted(OBJECTIVES))}"]
+    curves: list[dict[str, list[tuple[float, float]]]] = []
+    assert main(command(folder, tmp_path / "0", *sweep)[4:], "arlat dynamics train") == 0
+    done = subprocess.run(
+        [sys.executable, *two, *command(folder, tmp_path / "1", *sweep)], env=alone(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for out in (tmp_path / "0", tmp_path / "1"):
+        found = {}
+        for name in ["one step", *(f"objective={objective}" for objective in OBJECTIVES)]:
+            lines = map(json.loads, (out / "points" / safe_name(name) / "metrics.jsonl").read_text().splitlines())
+            found[name] = [(line["loss"], line["validation"]) for line in lines]
+        curves.append(found)
+    assert len({str(curve) for curve in curves[0].values()}) == 5
+    for name, curve in curves[0].items():
+        assert len(curve) == 2
+        for one, both in zip(curve, curves[1][name], strict=True):
+            assert both == pytest.approx(one, rel=1e-6), name
+
+
+@pytest.mark.parametrize("head", sorted(HEADS.keys() - {"power_spherical"}))
+def test_sequences_draw_alike_alone_and_among_others(store: LatentStore, head: str) -> None:
+    near = windows(store.load("train"), 4, 1)
+    rows = torch.arange(len(near))
+    settings = SMALL.model_copy(update={"head": HeadConfig(name=head)}).settings(3, 4)
+    model = mlp.start(settings, near, rows[:-50], rows[-50:], torch.Generator().manual_seed(0))
+    z = torch.randn(12, 7, 3, generator=torch.Generator().manual_seed(0))
+
+    def roll(part: torch.Tensor, places: Places | None) -> torch.Tensor:
+        free, generator = injections("S", 3), torch.Generator().manual_seed(1)
+        return rollout(model, part[:, :4], part[:, 4:], free, True, generator, places=places).step
+
+    whole = roll(z, None)
+    for rank in range(3):
+        mine = roll(z[rank::3], Places(torch.arange(12)[rank::3], 12))
+        torch.testing.assert_close(mine, whole[rank::3])
+    assert not torch.allclose(roll(z[1::3], None), whole[1::3])
+
+
+def test_a_clean_short_context_sees_no_noise_in_rollouts_either(store: LatentStore) -> None:
+    near = windows(store.load("train"), 4, 1)
+    rows = torch.arange(len(near))
+    found: dict[int, list[float]] = {}
+    for short in (0, 3):
+        shape = ModelConfig(name="transformer", width=8, depth=1, heads=2, window=4, short_context=short)
+        model = transformer.start(shape.settings(3, 4), near, rows[:-50], rows[-50:], torch.Generator().manual_seed(0))
+        if short:  # nothing is left of what the long transformer sees
+            long = model.stacks[0]
+            for layer in (long.enter, long.layers[0].out, long.layers[0].block.down):  # type: ignore[union-attr,index]
+                torch.nn.init.zeros_(layer.weight)  # type: ignore[union-attr,arg-type]
+        frames = torch.randn(8, 8, 3, generator=torch.Generator().manual_seed(0))
+        found[short] = []
+        for level in (0.0, 0.5):
+            config = quick(model=shape, noise={"level": level}, teacher_weight=1.0, batch=8)
+            draws = draw_step(config, 3, 0.0, torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                losses = RolloutLoss(model, config, 1.0)(frames, draws, 4, torch.Generator())
+            found[short].append(float(losses.total))
+    assert found[3][1] == pytest.approx(found[3][0], rel=1e-5)
+    assert found[0][1] != pytest.approx(found[0][0], rel=1e-2)
 
 
 def test_a_broken_state_is_passed_over(tmp_path: Path) -> None:
@@ -235,8 +291,6 @@ def test_losses_that_stay_non_finite_end_the_run_with_a_sentence(store: LatentSt
     def spoil(model: HeadedModel) -> None:
         with torch.no_grad():
             model.enter.weight.fill_(torch.nan)  # type: ignore[union-attr,operator]
-
-    from arlat_dynamics.models import mlp
 
     start = mlp.start
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 T = TypeVar("T", bound="Config")
+OVERRIDE = re.compile(r"([A-Za-z_]\w*)[\w.\-]*=")  # `a.b=`, the first part captured
 
 
 class UserError(Exception):
@@ -48,7 +49,7 @@ def split_arguments(arguments: Sequence[str], fields: Collection[str]) -> tuple[
     """
     presets, flags = [], []
     for argument in arguments:
-        key = re.match(r"([A-Za-z_]\w*)[\w.\-]*=", argument)
+        key = OVERRIDE.match(argument)
         if argument.endswith(".toml") and key is None and not argument.startswith("-"):
             presets.append(Path(argument))
         else:
@@ -109,7 +110,7 @@ def _defaults(field: FieldInfo) -> dict[str, Any]:
 
 def parse(cls: type[T], arguments: Sequence[str], prog: str = "arlat", description: str | None = None) -> T:
     """Builds one `cls` from presets (`*.toml`), flags (`--seed 3`) and dotted overrides (`data.latents_dir=STORE`)."""
-    points = parse_sweep(cls, arguments, prog, description)
+    points = _parse_points(cls, arguments, prog, description)
     if list(points) != [""]:
         raise UserError("The preset has a [grid] table, which makes a sweep; this command runs one configuration.")
     return points[""]
@@ -118,10 +119,36 @@ def parse(cls: type[T], arguments: Sequence[str], prog: str = "arlat", descripti
 def parse_sweep(
     cls: type[T], arguments: Sequence[str], prog: str = "arlat", description: str | None = None
 ) -> dict[str, T]:
-    """As `parse`, one `cls` for every point of the presets' [grid] tables by its name; without a grid one, named "".
+    """As `parse`, one `cls` for every point of the sweep by its name; without a sweep one, named "".
 
-    Flags and overrides hold for every point. Nothing is returned unless every point is valid.
+    Points are those of the presets' [grid] tables, and of every override with commas (`lr=1e-3,1e-4`; a value that holds a
+    comma itself is given as a flag, `--data.latents-dir a,b`). Other flags and overrides hold for every point. Nothing is
+    returned unless every point is valid.
     """
+    every: dict[str, T] = {}
+    for name, listed in comma_points(arguments, cls.model_fields).items():
+        found = _parse_points(cls, listed, prog, description)
+        every |= {",".join(filter(None, (point, name))): config for point, config in found.items()}
+    return every
+
+
+def comma_points(arguments: Sequence[str], fields: Collection[str]) -> dict[str, list[str]]:
+    """Arguments for every combination of the values that overrides of `fields` list, by a name made of these overrides.
+
+    >>> comma_points(["lr=1,2", "seed=3"], {"lr", "seed"})
+    {'lr=1': ['lr=1', 'seed=3'], 'lr=2': ['lr=2', 'seed=3']}
+    """
+    choices = []
+    for argument in arguments:
+        key = OVERRIDE.match(argument)
+        values = argument[key.end() :].split(",") if key and key[1] in fields else []
+        choices.append([f"{key[0]}{value}" for value in values] if key and len(values) > 1 else [argument])
+    swept = [len(choice) > 1 for choice in choices]
+    return {",".join(itertools.compress(point, swept)): list(point) for point in itertools.product(*choices)}
+
+
+def _parse_points(cls: type[T], arguments: Sequence[str], prog: str, description: str | None) -> dict[str, T]:
+    """One `cls` for every point of the presets' [grid] tables, by its name."""
     presets, flags = split_arguments(arguments, cls.model_fields)
     values: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from arlat_core.config import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -49,15 +51,36 @@ class Ranks:
             values = values / self.world
         return values
 
+    @contextlib.contextmanager
+    def first_decides(self) -> Iterator[None]:
+        """Inside, the first process does what it alone does; where that fails, every process fails, and none is left waiting.
 
-def is_first() -> bool:
-    """Whether this process is the one that writes files, by torchrun's environment alone."""
-    return os.environ.get("RANK", "0") == "0"
+        Raises:
+            UserError: In the other processes, when the first came to grief.
+        """
+        try:
+            yield
+        except BaseException:
+            self._heard(fine=False)
+            raise
+        if not self._heard(fine=True):
+            raise UserError("The first process could not go on; its own message says why.")
+
+    def _heard(self, fine: bool) -> bool:
+        """What the first process says."""
+        if self.world == 1:
+            return fine
+        word = torch.tensor([int(fine)], device=self.device)
+        torch.distributed.broadcast(word, 0)
+        return bool(word.item())
 
 
 @contextlib.contextmanager
 def ranks(device: str = "cpu") -> Iterator[Ranks]:
-    """Joins the processes that torchrun has started: gloo on a CPU, NCCL on GPUs, each process on the GPU of its local rank."""
+    """Joins the processes that torchrun has started: gloo on a CPU, NCCL on GPUs, each process on the GPU of its local rank.
+
+    Inside another `ranks` it is that one: processes meet once.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks(0, 1, device)
@@ -65,8 +88,11 @@ def ranks(device: str = "cpu") -> Iterator[Ranks]:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    met = torch.distributed.is_initialized()
+    if not met:
+        torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield Ranks(torch.distributed.get_rank(), world, device)
     finally:
-        torch.distributed.destroy_process_group()
+        if not met:
+            torch.distributed.destroy_process_group()

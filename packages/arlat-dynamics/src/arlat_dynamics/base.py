@@ -78,6 +78,14 @@ class Dynamics(nn.Module, ABC):
     def unroll(self, x: Tensor) -> tuple[State, StepDistribution]:
         """`step` over x [b t d] from the initial state: the last state and the laws [b t] after every frame."""
 
+    def start_noised(self, noised: Tensor, clean: Tensor) -> tuple[State, Tensor]:
+        """Where a rollout starts in training with noise: the state before the newest frame, and that frame [b d].
+
+        `noised` [b w d] is what the model sees, `clean` the same frames without noise, for models that see both.
+        """
+        before = self.unroll(noised[:, :-1])[0] if noised.shape[1] > 1 else self.initial(len(noised))
+        return before, noised[:, -1]
+
     @abstractmethod
     def settings(self) -> Config:
         """All that `build` needs to make a model with the same parameters' shapes."""

@@ -6,13 +6,13 @@ Likelihoods are in nats per dimension, distances in units of the typical step â€
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from arlat_dynamics.headed import HeadedModel
-from arlat_dynamics.rollout import Rollout, rollout
+from arlat_dynamics.rollout import Places, Rollout, rollout
 
 
 @dataclass(frozen=True)
@@ -21,26 +21,31 @@ class Task:
 
     Attributes:
         prefix: Context [b w d], as the model sees it (with noise on it where that is trained).
+        clean: The same without noise.
         truth: The true frames after it, [b k d].
         inject: Where the truth replaces the state after a step, [b k].
         longest: Steps are shortened to this length.
         length: Typical length of a step.
         draws: Sampled rollouts of each sequence.
         generator: Of every draw.
+        places: Where the sequences stand in the batch of all processes.
     """
 
     prefix: Tensor
+    clean: Tensor
     truth: Tensor
     inject: Tensor
     longest: float | None
     length: float
     draws: int
     generator: torch.Generator
+    places: Places | None = None
 
     def copies(self, count: int) -> Task:
         """Every sequence `count` times, neighbours being copies."""
-        prefix, truth, inject = (x.repeat_interleave(count, 0) for x in (self.prefix, self.truth, self.inject))
-        return Task(prefix, truth, inject, self.longest, self.length, self.draws, self.generator)
+        names = ("prefix", "clean", "truth", "inject")
+        places = None if self.places is None else self.places.repeat(count)
+        return replace(self, **{name: getattr(self, name).repeat_interleave(count, 0) for name in names}, places=places)
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,18 @@ Objective = Callable[[HeadedModel, Task, "Critic | None"], Outcome]
 
 def roll(model: HeadedModel, task: Task, sample: bool, scored: bool = True) -> Rollout:
     """One rollout of every sequence."""
+    state, newest = model.start_noised(task.prefix, task.clean)
     return rollout(
         model,
-        task.prefix,
+        torch.cat([task.prefix[:, :-1], newest[:, None]], 1),
         task.truth,
         task.inject,
         sample=sample,
         generator=task.generator,
         longest=task.longest,
         scored=scored,
+        state=state,
+        places=task.places,
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from arlat_core.distributions import StepDistribution
 from arlat_core.types import Corrector
 from torch import Tensor
 
-from arlat_dynamics.base import Dynamics
+from arlat_dynamics.base import Dynamics, State
 
 
 class Rollout(NamedTuple):
@@ -25,6 +26,33 @@ class Rollout(NamedTuple):
     step: Tensor
     log_prob: Tensor
     clipped: Tensor
+
+
+class Places(NamedTuple):
+    """Where the sequences of a rollout stand in a larger batch whose draws they take: rows [b] of `total`.
+
+    A sequence then draws the same whether it is rolled out with the whole batch or in one of several parts.
+    """
+
+    rows: Tensor
+    total: int
+
+    def repeat(self, count: int) -> Places:
+        """The places where every sequence stands `count` times, neighbours being copies."""
+        rows = self.rows[:, None] * count + torch.arange(count, device=self.rows.device)
+        return Places(rows.flatten(), self.total * count)
+
+
+def draw(law: StepDistribution, generator: torch.Generator, places: Places | None) -> Tensor:
+    """One draw [b d] of each law [b], as the rows at `places` get it in a batch of `places.total`.
+
+    This holds for every sampler whose use of the generator does not depend on the laws: all but the power-spherical one's.
+    """
+    if places is None:
+        return law.sample(generator)
+    source = torch.zeros(places.total, dtype=torch.int64, device=places.rows.device)
+    source[places.rows] = torch.arange(len(places.rows), device=places.rows.device)
+    return law.slice(source).sample(generator)[places.rows]
 
 
 def injections(mode: str, steps: int) -> tuple[bool, ...]:
@@ -55,6 +83,8 @@ def rollout(
     correct: Corrector | None = None,
     longest: float | None = None,
     scored: bool = True,
+    state: State | None = None,
+    places: Places | None = None,
 ) -> Rollout:
     """Rolls `model` out for k steps after prefix [b w d], beside the true frames truth [b k d] that follow it.
 
@@ -63,7 +93,8 @@ def rollout(
     the state after step s (0-based), which is the newest frame of the next window, is replaced by the truth; the older
     frames of the window stay as the model saw them. The true displacement of a step leads from true frame to true frame.
     Gradients flow through all steps; under `torch.no_grad()` nothing is kept. Without `scored` every `log_prob` is NaN:
-    densities are not asked for where only the states, or their derivatives, matter.
+    densities are not asked for where only the states, or their derivatives, matter. `state` is the model's before the newest
+    frame of the prefix, where it is not what `unroll` makes of the frames before; `places` says whose draws are taken.
 
     Raises:
         ValueError: When shapes or the number of steps do not fit, or `sample` has no generator.
@@ -82,14 +113,15 @@ def rollout(
     if sample and generator is None:
         raise ValueError("A sample rollout needs a generator.")
     true_step = torch.cat([truth[:, :1] - prefix[:, -1:], truth.diff(dim=1)], 1)
-    state = model.unroll(prefix[:, :-1])[0] if prefix.shape[1] > 1 else model.initial(b)
+    if state is None:
+        state = model.unroll(prefix[:, :-1])[0] if prefix.shape[1] > 1 else model.initial(b)
     seen = list(prefix.unbind(1))
     entering, taken, log_prob, clipped = [], [], [], []
     x = seen.pop()
     for s in range(k):
         seen = [*seen, x][-model.context :]
         state, law = model.step(state, x)
-        dx = law.sample(generator) if sample and generator is not None else law.point()
+        dx = draw(law, generator, places) if sample and generator is not None else law.point()
         entering.append(x)
         log_prob.append(law.log_prob(true_step[:, s]) if scored else true_step.new_full((b,), torch.nan))
         dx, shortened = shorten(dx, longest)

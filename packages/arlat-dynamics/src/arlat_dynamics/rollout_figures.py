@@ -17,7 +17,7 @@ from arlat_dynamics.train import spaced
 if TYPE_CHECKING:
     from arlat_data.store import LatentStore
 
-    from arlat_dynamics.headed import HeadedModel
+    from arlat_dynamics.base import Dynamics
 
 DRAWS = 16
 ROWS = 512  # held-out sequences at most
@@ -25,12 +25,13 @@ BLOCK = 128
 
 
 def rollout_figures(
-    model: HeadedModel, store: LatentStore, context: int, steps: int, longest: float | None, seed: int
+    model: Dynamics, store: LatentStore, context: int, steps: int, longest: float | None, seed: int
 ) -> dict[str, Value]:
     """Figures on held-out sequences of `context` + `steps` frames, with intervals over speakers.
 
     ratio[s] = Σ‖Δ̂_s‖/Σ‖Δ_s‖, cosine[s] and nll[s] (nats/frame) of the mean rollout (D); teacher.* of the same model at true
-    windows (A); energy[s]: energy score of 16 sampled rollouts; clipped and saturated fractions.
+    windows (A); energy[s]: energy score of 16 sampled rollouts; the fractions of steps shortened to the length `longest` and of
+    saturated parameters.
     """
     cut = windows(store.load("eval"), context, steps)
     if len(cut) == 0:
@@ -39,11 +40,10 @@ def rollout_figures(
     first = cut.index[rows] - (context - 1)
     frames = cut.z[first[:, None] + torch.arange(context + steps)]
     device = next(iter(model.buffers())).device
-    bar = None if longest is None else longest * float(model.head.scale)
     parts: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for at, part in enumerate(torch.split(frames, BLOCK)):
-            for name, numbers in scores(model, part.to(device), context, bar, seed + at).items():
+            for name, numbers in scores(model, part.to(device), context, longest, seed + at).items():
                 parts.setdefault(name, []).append(numbers.double().cpu())
     every = {name: torch.cat(pieces) for name, pieces in parts.items()}
     where = (cut.speaker[rows].numpy(), cut.utterance[rows].numpy())
@@ -68,7 +68,7 @@ RATIOS: dict[str, str | None] = {
 }
 
 
-def scores(model: HeadedModel, frames: Tensor, context: int, longest: float | None, seed: int) -> dict[str, Tensor]:
+def scores(model: Dynamics, frames: Tensor, context: int, longest: float | None, seed: int) -> dict[str, Tensor]:
     """Numbers per sequence and step, [n k], of frames [n w+k d]."""
     prefix, truth = frames[:, :context], frames[:, context:]
     steps = truth.shape[1]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from arlat_core.distributed import Ranks
 from torch import Tensor, nn
 
 from arlat_dynamics.headed import HeadedModel
 from arlat_dynamics.noise import FORMS, draw_noise
 from arlat_dynamics.objectives import OBJECTIVES, Critic, Task, reached
-from arlat_dynamics.rollout import injections
+from arlat_dynamics.rollout import Places, injections
 
 if TYPE_CHECKING:
     from arlat_dynamics.rollout_config import RolloutTrainConfig
@@ -30,12 +31,21 @@ class Losses(NamedTuple):
 class Draws(NamedTuple):
     """What chance gives a training step, for the whole batch, so that any number of processes sees the same.
 
-    noise [b w+k d] and its level [b 1 1], and the steps [b k] after which the truth is put back.
+    noise [b w+k d] and its level [b 1 1], the steps [b k] after which the truth is put back, and where these rows stand among
+    those of all processes.
     """
 
     noise: Tensor
     level: Tensor
     inject: Tensor
+    places: Places | None = None
+
+    def share(self, here: Ranks) -> Draws:
+        """What falls to one of several processes."""
+        if here.world == 1:
+            return self
+        places = Places(here.share(torch.arange(len(self.noise))), len(self.noise))
+        return Draws(here.share(self.noise), here.share(self.level), here.share(self.inject), places)
 
 
 def draw_step(config: RolloutTrainConfig, dim: int, true_share: float, generator: torch.Generator) -> Draws:
@@ -67,7 +77,11 @@ class RolloutLoss(nn.Module):
         noised = torch.where(draws.level.to(frames) > 0, self.model.unstandardise(noised), frames)
         longest = None if config.longest is None else config.longest * self.length
         inject = draws.inject[:, :steps].to(frames.device)
-        return Task(noised[:, :w], frames[:, w:], inject, longest, self.length, config.draws, generator), noised
+        places = draws.places
+        if places is not None:
+            places = places._replace(rows=places.rows.to(frames.device))
+        rest = (longest, self.length, config.draws, generator, places)
+        return Task(noised[:, :w], frames[:, :w], frames[:, w:], inject, *rest), noised
 
     def forward(
         self,

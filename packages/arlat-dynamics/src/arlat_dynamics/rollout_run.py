@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from arlat_dynamics.train import MOST_SKIPPED, copy_state, learning_rate
 
 SEQUENCES, CHANCE, ROLLOUT, JUDGE = range(4)  # what a generator is for
 BLOCK = 256  # validation sequences at a time
+
+
+class DivergedError(RuntimeError):
+    """Losses stayed non-finite, in every process alike."""
 
 
 class Run:
@@ -62,36 +67,40 @@ class Run:
         return self.out / "metrics.jsonl"
 
     def train(self, stopped: list[int]) -> None:
-        """Makes the updates that are left, and leaves the model at its best. A signal in `stopped` saves and ends the process.
+        """Makes the updates that are left, and leaves the model at its best.
+
+        A signal in `stopped`, to whichever process it came, saves after the next update and ends all processes.
 
         Raises:
-            RuntimeError: When update after update has no finite loss or gradient.
+            DivergedError: When update after update has no finite loss or gradient.
             SystemExit: After a signal, with 128 + its number.
         """
         while self.update < self.config.updates:
-            self.advance(stopped)
-            if stopped:
-                raise SystemExit(128 + stopped[0])
+            if self.advance(stopped):
+                raise SystemExit(128 + (stopped[0] if stopped else signal.SIGTERM))
         self.model.load_state_dict(self.best_weights)
 
-    def advance(self, stopped: list[int]) -> None:
-        """Makes one update, and looks, logs and saves where that is due; after a signal it is."""
+    def advance(self, stopped: list[int]) -> bool:
+        """Makes one update, and looks, logs and saves where that is due; whether a process was told to stop before it."""
         config = self.config
+        asked: float = len(stopped)
         self.update += 1
         rows, draws, rolling = self.batch(self.update)
         steps = rollout_steps(config, self.update)
         rate = learning_rate(self.update - 1, config.updates, 1.0)
         losses, norm = self.step(self.sequences.frames(rows).to(self.here.device), draws, steps, rolling, rate)
-        parts = self.here.mean(torch.stack([part.detach().float() for part in losses[:5]]))
-        self.guard(parts, norm)
+        mine = [*(part.detach().float() for part in losses[:5]), norm.new_tensor(asked).float()]
+        *parts, asked = self.here.mean(torch.stack(mine)).tolist()
+        self.guard(parts[0], float(norm))
         last = self.update == config.updates
-        due = self.update % config.evaluate_every == 0 or last or bool(stopped)
+        due = self.update % config.evaluate_every == 0 or last or asked > 0
         if due:
             self.look()
         if self.update % config.log_every == 0 or last:
             self.log(parts, norm, steps, rate)
         if due:
             self.save()
+        return asked > 0
 
     def batch(self, update: int) -> tuple[Tensor, Draws, torch.Generator]:
         """This process's sequences and draws of an update: functions of (seed, update) alone, whatever the number of processes."""
@@ -99,9 +108,7 @@ class Run:
         fit = self.sequences.fit_rows
         rows = fit[torch.randint(len(fit), (config.batch,), generator=stream(seed, update, SEQUENCES))]
         every = draw_step(config, self.model.dim, true_share(config, update), stream(seed, update, CHANCE))
-        mine = Draws(*(self.here.share(part) for part in every))
-        rolling = stream(seed * self.here.world + self.here.rank, update, ROLLOUT)
-        return self.here.share(rows), mine, rolling
+        return self.here.share(rows), every.share(self.here), stream(seed, update, ROLLOUT)
 
     def step(
         self, frames: Tensor, draws: Draws, steps: int, generator: torch.Generator, rate: float
@@ -127,13 +134,13 @@ class Run:
                 self.critic_optimiser.step()
         return losses, norm
 
-    def guard(self, parts: Tensor, norm: Tensor) -> None:
+    def guard(self, loss: float, norm: float) -> None:
         """Counts updates that could not be made, and gives up after some in a row."""
-        fine = bool(torch.isfinite(parts[0])) and bool(torch.isfinite(norm))
+        fine = math.isfinite(loss) and math.isfinite(norm)
         self.skipped += not fine
         self.in_a_row = 0 if fine else self.in_a_row + 1
         if self.in_a_row >= MOST_SKIPPED:
-            raise RuntimeError(
+            raise DivergedError(
                 f"{MOST_SKIPPED} updates in a row had no finite loss or gradient, the last of them update {self.update}. "
                 "Lower lr, or longest, or the number of steps."
             )
@@ -158,12 +165,12 @@ class Run:
             self.best, self.best_weights = (self.update, self.judged), copy_state(self.model)
         self.progress(f"update {self.update} of {self.config.updates}, validation {self.judged:.4f}")
 
-    def log(self, parts: Tensor, norm: Tensor, steps: int, rate: float) -> None:
+    def log(self, parts: list[float], norm: Tensor, steps: int, rate: float) -> None:
         """Adds a line to the record; numbers that are not finite are written as null."""
         if not self.here.first:
             return
         names = ("loss", "objective", "teacher", "state", "clipped")
-        numbers = dict(zip(names, parts.tolist(), strict=True)) | {"grad_norm": float(norm), "validation": self.judged}
+        numbers = dict(zip(names, parts, strict=True)) | {"grad_norm": float(norm), "validation": self.judged}
         sequences = self.sequences.frames(self.sequences.validation_rows[:64])[:, : self.config.context]
         numbers["saturated"] = self.model.saturated_fraction(sequences.to(self.here.device))
         entry: dict[str, Any] = {"step": self.update, "k": steps, "lr": rate * self.config.lr, "skipped": self.skipped}

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError, parse_sweep, validate
-from arlat_core.distributed import is_first
 from arlat_core.files import atomic_write, safe_name, write_json
 from arlat_core.run import manifest, run_directory
+from pydantic import Field
 
 from arlat_dynamics.noise import NoiseConfig
 from arlat_dynamics.rollout_config import RolloutTrainConfig
 
 if TYPE_CHECKING:
+    from arlat_core.distributed import Ranks
     from arlat_core.types import Value
     from arlat_data.store import LatentStore
     from rich.console import Console
@@ -39,49 +41,75 @@ class Config(RolloutTrainConfig):
     """Run directory: the same command goes on with a killed training there, and reads a finished one."""
     device: str = "cpu"
     """Where to train; under torchrun each process takes the GPU of its rank."""
+    measured_steps: int | None = Field(default=None, gt=0)
+    """Steps of the rollouts that the table measures (default: the largest K)."""
 
     def training(self) -> RolloutTrainConfig:
         """The training alone."""
         return RolloutTrainConfig(**{name: getattr(self, name) for name in RolloutTrainConfig.model_fields})
 
 
-def train_one(config: Config, store: LatentStore, console: Console, measured: int) -> dict[str, Value]:
+def train_one(config: Config, store: LatentStore, console: Console, measured: int, here: Ranks) -> dict[str, Value]:
     """Trains the model of OUT/model and writes its figures on held-out rollouts of `measured` steps to OUT/figures.json.
 
-    Under torchrun the first process alone holds the run directory and writes.
+    Of several processes the first alone holds the run directory and writes.
     """
     from arlat_dynamics.rollout_figures import rollout_figures
     from arlat_dynamics.rollout_train import train_rollout
 
     training = config.training()
     settings = training.model_dump(mode="json") | {"store": store.hash}
-    if not is_first():
-        train_rollout(store, training, config.out, config.device)
-        return {}
-    with run_directory(config.out, settings):
-        write_json(config.out / "resolved.json", config.model_dump(mode="json"))
-        write_json(config.out / "manifest.json", manifest(config.seed, settings, {"store": store.hash}, config.device))
-        with console.status("training") as status:
-            model = train_rollout(store, training, config.out, config.device, lambda text: status.update(text))
-            status.update("figures")
-            values = rollout_figures(model, store, config.context, measured, config.longest, config.seed)
+    with contextlib.ExitStack() as held:
+        with here.first_decides():
+            if here.first:
+                held.enter_context(run_directory(config.out, settings))
+                write_json(config.out / "resolved.json", config.model_dump(mode="json"))
+                about = manifest(config.seed, settings, {"store": store.hash}, config.device)
+                write_json(config.out / "manifest.json", about)
+        status = held.enter_context(console.status("training"))
+        model = train_rollout(store, training, config.out, config.device, lambda text: status.update(text))
+        if not here.first:
+            return {}
+        status.update("figures")
+        bar = None if config.longest is None else config.longest * float(model.head.scale)
+        values = rollout_figures(model, store, config.context, measured, bar, config.seed)
         write_json(config.out / "figures.json", {key: value.model_dump(mode="json") for key, value in values.items()})
     return values
 
 
+def linear_figures(config: Config, store: LatentStore, measured: int) -> dict[str, Value]:
+    """The figures of the linear VAR, whose mean rollouts decay by nature: what a collapse is measured against."""
+    from arlat_data.windows import windows
+
+    from arlat_dynamics.models.linear import fit_linear
+    from arlat_dynamics.rollout_figures import rollout_figures
+    from arlat_dynamics.train import split_speakers
+
+    near = windows(store.load("train"), config.context, 1)
+    var = fit_linear(near, *split_speakers(near, config.seed))
+    return rollout_figures(var, store, config.context, measured, None, config.seed)
+
+
 def train_grid(
-    points: dict[str, Config], store: LatentStore, console: Console
+    points: dict[str, Config], store: LatentStore, console: Console, measured: int, here: Ranks
 ) -> tuple[dict[str, dict[str, Value]], dict[str, str]]:
-    """Trains every point under OUT/points, the others going on where one fails; figures and failures by name."""
+    """Trains every point under OUT/points, the others going on where one fails; figures and failures by name.
+
+    Of several processes all must fail alike for the others to go on: else they would wait for each other.
+    """
+    from arlat_dynamics.rollout_run import DivergedError
+
     figures: dict[str, dict[str, Value]] = {}
     failed: dict[str, str] = {}
-    measured = max(config.steps for config in points.values())
+    passed: tuple[type[Exception], ...] = (UserError, DivergedError)
+    if here.world == 1:
+        passed = (*passed, ValueError, RuntimeError)
     for name, config in points.items():
         console.print(name)
         folder = config.out / "points" / safe_name(name)
         try:
-            figures[name] = train_one(config.model_copy(update={"out": folder}), store, console, measured)
-        except (UserError, ValueError, RuntimeError) as error:
+            figures[name] = train_one(config.model_copy(update={"out": folder}), store, console, measured, here)
+        except passed as error:
             failed[name] = str(error)
             console.print(f"  failed: {error}")
     return figures, failed
@@ -95,6 +123,9 @@ def with_baselines(points: dict[str, Config]) -> dict[str, Config]:
         one = config.model_copy(update=alone | {"true_frames": (0.0, 0.0), "noise": NoiseConfig()})
         if all(one != other for other in before.values()):
             before[f"one step (model of {name})" if before else "one step"] = one
+        one = config.model_copy(update=alone | {"true_frames": (0.0, 0.0)})
+        if all(one != other for other in (before | points).values()):
+            before["one step" if not before else f"one step {len(before) + 1}"] = one
     return before | points
 
 
@@ -103,11 +134,12 @@ def table(figures: dict[str, dict[str, Value]], failed: dict[str, str]) -> str:
     reached = [s for s in STEPS if any(f"ratio[{s}]" in values for values in figures.values())]
     last = max((s for values in figures.values() for s in steps_of(values)), default=1)
     columns = [f"ratio[{s}]" for s in reached] + [f"cosine[{s}]" for s in reached]
-    columns += [f"nll[{last}]", f"energy[{last}]", "teacher.nll[1]", "clipped[1]", "saturated[1]"]
+    columns += [f"nll[{last}]", f"energy[{last}]", "teacher.nll[1]", f"clipped[{last}]", "saturated[1]"]
     lines = [
-        "Mean rollouts on held-out speakers: ratio of lengths Σ‖Δ̂‖/Σ‖Δ‖ (a collapse is a fall against `one step`, and where the "
-        "process has a step to predict), cosine and NLL (nats/frame) at step s; energy score of sampled rollouts; the NLL at true "
-        "windows; shortened steps and saturated parameters. Small print: 95 % intervals over speakers.",
+        "Mean rollouts on held-out speakers: ratio of lengths Σ‖Δ̂‖/Σ‖Δ‖ (mean rollouts decay by nature: a collapse is a fall against "
+        "`linear VAR`, the best linear model's, and against `one step`, before rollout training), cosine and NLL (nats/frame) at "
+        "step s; energy score of sampled rollouts; the NLL at true windows; shortened steps and saturated parameters. "
+        "Small print: 95 % intervals over speakers.",
         "",
         "| point | " + " | ".join(columns) + " |",
         "| --- |" + " --- |" * len(columns),
@@ -151,23 +183,29 @@ def resumed(arguments: list[str]) -> dict[str, Config] | None:
 def main(arguments: list[str], prog: str) -> int:
     """Trains one model, or all points of a [grid] and writes OUT/table.md and table.json; returns the exit status."""
     points = resumed(arguments) or parse_sweep(Config, arguments, prog, "Trains a dynamics model on its own rollouts.")
+    from arlat_core.distributed import ranks
     from arlat_data.store import LatentStore
     from rich.console import Console
 
-    console = Console(stderr=True)
     some = next(iter(points.values()))
     store = LatentStore.open(some.data.latents_dir)
     for config in points.values():  # nothing starts until every point can be built
         config.model.settings(store.spec.dim, config.context)
-    if list(points) == [""]:
-        values = train_one(some, store, console, some.steps)
-        if is_first():
-            print(f"{some.out / 'model'}\n\n{table({'this model': values}, {})}")
-        return 0
-    figures, failed = train_grid(with_baselines(points), store, console)
-    if not is_first():
+    measured = max(config.measured_steps or config.steps for config in points.values())
+    failed: dict[str, str] = {}
+    with ranks(some.device) as here:
+        console = Console(stderr=True, quiet=not here.first)
+        if list(points) == [""]:
+            figures = {"this model": train_one(some, store, console, measured, here)}
+        else:
+            figures, failed = train_grid(with_baselines(points), store, console, measured, here)
+    if not here.first:
         return 1 if failed else 0
+    figures = {"linear VAR": linear_figures(some, store, measured)} | figures
     text = table(figures, failed)
+    if list(points) == [""]:
+        print(f"{some.out / 'model'}\n\n{text}")
+        return 0
     atomic_write(some.out / "table.md", text)
     rows = {
         name: {key: value.model_dump(mode="json") for key, value in found.items()} for name, found in figures.items()

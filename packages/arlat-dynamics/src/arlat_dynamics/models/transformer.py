@@ -215,6 +215,15 @@ class Transformer(StreamingModel):
         state, features = self.read_apart(self.initial(len(noised)), [noised, clean])
         return state, Affine(self.law(features), clean - noised, torch.eye(self.dim).to(clean))
 
+    def start_noised(self, noised: Tensor, clean: Tensor) -> tuple[tuple[Memory, ...], Tensor]:
+        """The state before the newest frame, and that frame: without noise where there is a short transformer, which sees none."""
+        if not self.config.short_context:
+            return super().start_noised(noised, clean)
+        before = self.initial(len(noised))
+        if noised.shape[1] > 1:
+            before = self.read_apart(before, [noised[:, :-1], clean[:, :-1]])[0]
+        return before, clean[:, -1]
+
 
 def build(settings: dict[str, object]) -> Transformer:
     """A model of the shape `settings`, untrained."""

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from arlat_core.config import UserError
-from arlat_core.training_state import load_state, save_state
 from arlat_core.files import safe_name
 from arlat_core.heads import HEADS
+from arlat_core.training_state import load_state, save_state
 from arlat_data.store import LatentStore
 from arlat_data.synth import make
 from arlat_data.windows import windows
@@ -30,7 +30,6 @@ from arlat_dynamics.rollout_config import ModelConfig, RolloutTrainConfig, rollo
 from arlat_dynamics.rollout_loss import RolloutLoss, draw_step
 from arlat_dynamics.rollout_train import train_rollout
 from arlat_dynamics.train_command import main
-from arlat_dynamics.training_state import load_state, save_state
 
 SMALL = ModelConfig(hidden=16, depth=1, head=HeadConfig(name="gaussian"))
 

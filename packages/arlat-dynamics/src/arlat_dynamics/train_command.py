@@ -121,11 +121,8 @@ def with_baselines(points: dict[str, Config]) -> dict[str, Config]:
     for name, config in points.items():
         alone = {"steps": 1, "objective": "mean_nll", "teacher_weight": 0.0, "state_weight": 0.0, "curriculum": 0.0}
         one = config.model_copy(update=alone | {"true_frames": (0.0, 0.0), "noise": NoiseConfig()})
-        if all(one != other for other in before.values()):
-            before[f"one step (model of {name})" if before else "one step"] = one
-        one = config.model_copy(update=alone | {"true_frames": (0.0, 0.0)})
         if all(one != other for other in (before | points).values()):
-            before["one step" if not before else f"one step {len(before) + 1}"] = one
+            before[f"one step (model of {name})" if before else "one step"] = one
     return before | points
 
 

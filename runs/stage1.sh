@@ -10,8 +10,8 @@ codecs=("$@"); [ ${#codecs[@]} -gt 0 ] || codecs=('pool:8|mel' 'stack:8|mel')
 name() { printf '%s' "${1%%=*}" | tr -c 'A-Za-z0-9.' '-'; }
 runs=()
 
-measure() {  # STORE RUN: A (direction × length, and training on rollouts: p2, r2), B (injection, anatomy: r1, r4), and the rest
-    arlat diag battery "$preset" "data.latents_dir=$1" --out "$2"
+measure() {  # STORE RUN NAME: A (direction × length, and training on rollouts: p2, r2), B (injection, anatomy: r1, r4), and the rest
+    arlat diag battery "$preset" "data.latents_dir=$1" --out "$2" --name "$3"
     runs+=("$2")
 }
 
@@ -20,7 +20,7 @@ for codec in "${codecs[@]}"; do
     store=$out/stores/$(name "$codec")
     # shellcheck disable=SC2086  # EXTRACT holds several words
     arlat data extract --audio "$audio" --codec "$codec" --out "$store" ${EXTRACT:-}
-    measure "$store" "$out/runs/$(name "$codec")"
+    measure "$store" "$out/runs/$(name "$codec")" "${codec%%=*}"
 done
 
 # D: linear readouts of the first codec
@@ -28,7 +28,7 @@ first=$(name "${codecs[0]}")
 for kind in pca predictive slow; do
     arlat data readout "data.latents_dir=$out/stores/$first" --kind "$kind" --dim 32 --context-frames 4 \
         --out "$out/readouts/$kind" --latents "$out/stores/$first.$kind"
-    measure "$out/stores/$first.$kind" "$out/runs/$first.$kind"
+    measure "$out/stores/$first.$kind" "$out/runs/$first.$kind" "$kind readout of ${codecs[0]%%=*}"
 done
 
 arlat diag decide "${runs[@]}" --out "$out/decision"

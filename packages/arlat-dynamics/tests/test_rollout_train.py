@@ -159,6 +159,7 @@ def test_a_stopped_training_saves_and_ends_in_the_same_bytes(
     with pytest.raises(SystemExit) as ended:
         train_rollout(store, config, tmp_path / "stopped", progress=stop)
     assert ended.value.code == 128 + signal.SIGTERM
+    assert [path.stem for path in sorted((tmp_path / "stopped" / "state").glob("*.json"))] == ["000000010", "000000011"]
     assert not (tmp_path / "stopped" / "model").exists()
     train_rollout(store, config, tmp_path / "stopped")
     assert same(tmp_path / "whole", tmp_path / "stopped")

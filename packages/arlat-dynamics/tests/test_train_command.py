@@ -88,6 +88,13 @@ def test_the_ablation_of_noise_short_context_and_head_is_one_table(ar1: Path, tm
     assert switches == set(itertools.product((0.0, 0.5), (0, 10), ("gaussian_mixture", "flow")))
 
 
+def test_points_that_are_trained_on_one_step_have_no_twin(ar1: Path, tmp_path: Path) -> None:
+    one = ["updates=1", "teacher_weight=0", "curriculum=0", "measured_steps=2"]
+    assert run(ar1, tmp_path, "steps=1,2", *one) == 0
+    found = json.loads((tmp_path / "table.json").read_text())["figures"]
+    assert set(found) == {"linear VAR", "steps=1", "steps=2"}
+
+
 def test_nothing_starts_until_every_point_can_be_built(ar1: Path, tmp_path: Path) -> None:
     preset = tmp_path / "grid.toml"
     preset.write_text('updates = 2\n[grid]\n"model.heads" = [2]\n')

@@ -81,7 +81,10 @@ class Run:
         self.model.load_state_dict(self.best_weights)
 
     def advance(self, stopped: list[int]) -> bool:
-        """Makes one update, looks, logs and saves where that is due, and saves where a process was told to stop; whether one was."""
+        """Makes one update, and looks, logs and saves where that is due; whether a process was told to stop before it.
+
+        A stop saves and does not look: a training that is never stopped does not either.
+        """
         config = self.config
         asked: float = len(stopped)
         self.update += 1
@@ -93,7 +96,7 @@ class Run:
         *parts, asked = self.here.mean(torch.stack(mine)).tolist()
         self.guard(parts[0], float(norm))
         last = self.update == config.updates
-        due = self.update % config.evaluate_every == 0 or last  # a look of its own would change which model is the best
+        due = self.update % config.evaluate_every == 0 or last
         if due:
             self.look()
         if self.update % config.log_every == 0 or last:

@@ -26,7 +26,7 @@ done
 # D: linear readouts of the first codec, one frame each: windows of several frames overlap, which looks like predictability
 first=$(name "${codecs[0]}")
 for kind in pca predictive slow; do
-    arlat data readout "data.latents_dir=$out/stores/$first" --kind "$kind" --dim 32 --context-frames 1 \
+    arlat data readout "data.latents_dir=$out/stores/$first" --kind "$kind" --dim 32 \
         --out "$out/readouts/$kind" --latents "$out/stores/$first.$kind"
     measure "$out/stores/$first.$kind" "$out/runs/$first.$kind" "$kind readout of ${codecs[0]%%=*}"
 done

@@ -115,7 +115,11 @@ def test_readout_contract_and_moments(whiten: bool, tmp_path: Path) -> None:
     codec = build_codec(f"readout={tmp_path}|pool:4|mel")
     check_codec(codec, tolerance=1e-4 if whiten else 1e-5)
     assert codec.spec == projection.spec == build_codec(f"readout:12={tmp_path}").spec
-    assert (codec.spec.codec, codec.spec.dim, codec.spec.frame_rate) == ("readout:12|pool:4|mel", 12, 25.0)
+    assert (codec.spec.codec, codec.spec.dim, codec.spec.frame_rate) == (
+        "readout:12,context_frames=3|pool:4|mel",
+        12,
+        25.0,
+    )
     y = torch.cat([projection.project(z[None])[0, :-4] for z in store.utterances])  # the last 4 frames are only futures
     covariance = torch.cov(y.T, correction=0)
     assert y.mean(0).abs().max() < 1e-3 * y.abs().max()
@@ -160,6 +164,8 @@ def test_readout_mistakes_are_named(tmp_path: Path) -> None:
         build_codec(f"readout={tmp_path}|pool:8|mel")
     with pytest.raises(UserError, match="4 dimensions, not 5"):
         build_codec(f"readout:5={tmp_path}")
+    with pytest.raises(UserError, match="2 frames, not 3"):
+        build_codec(f"readout:4,context_frames=3={tmp_path}")
     with pytest.raises(UserError, match="1 to 160 directions"):
         readout.fit_readout(store, 161, 2, tmp_path)
     store.spec = store.spec.model_copy(update={"codec": "lyra"})

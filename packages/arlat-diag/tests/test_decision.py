@@ -144,7 +144,9 @@ def test_rules_3_and_4_ask_whether_a_readout_helps_where_codecs_are_alike() -> N
     richer = one("readout:32|mimi", P1 | FAILS | {"p1.h1.information_rate": 500.0})
     assert states(decide(several(BASE, CODEC, richer)))[2] == "fails"  # no readout has more information than its source
     foreign = one("readout:32|encodec", P1 | WORKS)
+    windows = one("readout:32,context_frames=4|mimi", P1 | WORKS)
     assert states(decide(several(BASE, CODEC, foreign)))[2] == "not run"
+    assert states(decide(several(BASE, CODEC, windows)))[2] == "not run"  # windows overlap
 
 
 def test_rule_5_compares_what_is_heard() -> None:

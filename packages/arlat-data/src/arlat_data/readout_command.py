@@ -35,8 +35,9 @@ class Config(BaseConfig):
     """pca (variance), predictive (what tells of the future) or slow (what changes slowly)."""
     dim: int = Field(32, gt=0)
     """Directions."""
-    context_frames: int = Field(4, gt=0)
-    """Frames of the window that is read out."""
+    context_frames: int = Field(1, gt=0)
+    """Frames of the window that is read out. Windows of several frames overlap, which looks like predictability: decisions
+    leave them out."""
     future_frames: int = Field(4, gt=0)
     """Frames of the future: predictive looks for what tells of them, every kind is judged by them."""
     ridge: float = Field(1e-3, ge=0)

@@ -41,6 +41,11 @@ def levels(codec: str) -> str:
     return found[1] if found else ""
 
 
+def overlaps(codec: str) -> bool:
+    """Whether a codec text is of a readout of several frames: neighbours share all but one, so most of the next is known."""
+    return re.search(r"\bcontext_frames=\d+", codec.partition("|")[0]) is not None
+
+
 def subjects(results: Results) -> dict[str, Representation]:
     """The representations that decisions are about: all but synthetic stores, whose answers are known anyway."""
     return {name: about for name, about in results.representations.items() if not about.truth}
@@ -71,7 +76,9 @@ def is_codec(codec: str) -> bool:
 
 GROUPS: Final[Mapping[str, Callable[[Representation, str], bool]]] = {
     "codecs": lambda about, base: is_codec(about.spec.codec) and about.spec.codec != base.rpartition("|")[2],
-    "readouts": lambda about, base: kind(about.spec.codec) == "readout" and source(about.spec.codec) == base,
+    "readouts": lambda about, base: (
+        kind(about.spec.codec) == "readout" and source(about.spec.codec) == base and not overlaps(about.spec.codec)
+    ),
     "nonlinear dynamics latents": lambda about, base: (
         kind(about.spec.codec) == "rssm" and source(about.spec.codec) == base
     ),
@@ -105,7 +112,7 @@ def cast(results: Results, baseline: str = "") -> tuple[Scene, list[str]]:
     notes += [f"The {group}: {', '.join(members)}." for group, members in groups.items() if members]
     if idle := [name for name in known if name not in playing]:
         notes.append(
-            f"No part in the decisions: {', '.join(idle)} (wrapped, but no readout of the baseline, or VAEs that do not say "
-            "their ar_loss)."
+            f"No part in the decisions: {', '.join(idle)} (wrapped, but no readout of single frames of the baseline, or VAEs "
+            "that do not say their ar_loss)."
         )
     return Scene(results, words, groups), notes

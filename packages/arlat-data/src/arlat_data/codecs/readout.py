@@ -30,6 +30,8 @@ class Config(BaseConfig):
 
     dim: int | None = None
     """Dimension that the folder is expected to have; any by default."""
+    context_frames: int | None = None
+    """Frames that the folder's windows are expected to have; any by default."""
     folder: Path
     """Holds readout.json and readout.safetensors."""
     inner: str | None = None
@@ -61,8 +63,9 @@ class Projection:
         self.about = about
         self.down, self.up, self.mean = down.to(device), up.to(device), mean.to(device)
         inner = about.inner
+        windows = f",context_frames={about.context_frames}" if about.context_frames > 1 else ""
         self.spec = LatentSpec(
-            codec=f"readout:{about.dim}|{inner.codec}",
+            codec=f"readout:{about.dim}{windows}|{inner.codec}",
             space=f"readout of {inner.space}",
             dim=about.dim,
             frame_rate=inner.frame_rate,
@@ -234,6 +237,10 @@ def build(config: Config, device: str) -> Readout:
     projection = load_projection(config.folder, device)
     if config.dim not in (None, projection.about.dim):
         raise UserError(f"{config.folder} holds a readout of {projection.about.dim} dimensions, not {config.dim}.")
+    if config.context_frames not in (None, projection.about.context_frames):
+        raise UserError(
+            f"{config.folder} holds a readout of {projection.about.context_frames} frames, not {config.context_frames}."
+        )
     text = config.inner or projection.about.inner.codec
     try:
         inner = build_codec(text, device)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Stage 1 of the research plan on a folder of speech: runs/stage1.sh AUDIO_FOLDER OUT_FOLDER [CODEC…]
-# The first CODEC is the one whose linear readouts are tried; all are measured alike. A killed run goes on where it stopped.
+# The first CODEC is the one whose linear readouts are tried; all are measured alike. Give the others also stacked to its frame rate
+# (lyra=FOLDER at 50 Hz: mel 'stack:2|mel'), since a rate in bit/s grows with the frame rate by itself. A killed run goes on where it stopped.
 # PRESET=FILE.toml gives the battery other settings than conf/diag/stage1.toml, EXTRACT='--max-speakers 60' a part of the audio.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -133,6 +133,18 @@ def test_rule_2_wants_a_codec_with_twice_the_rate_or_a_longer_horizon_in_seconds
     assert outcome(decide(both), 1).verdict.state == "holds"
 
 
+def test_rule_2_stands_beside_itself_at_the_baselines_frame_rate() -> None:
+    stacked, pooled = one("stack:6|encodec", P1), one("pool:6|encodec", P1 | {"p1.h1.information_rate": 900.0})
+    own = one("stack:6|mimi", P1 | {"p1.h1.information_rate": 900.0})
+    fast = one("stack:3|encodec", P1 | {"p1.h1.information_rate": 900.0}, rate=25.0)
+    found = outcome(decide(several(BASE, BETTER, stacked, pooled, own, fast)), 1)
+    assert found.verdict.state == "holds"
+    assert [part.state for part in found.beside] == ["fails"]
+    assert [part.state for part in outcome(decide(several(BASE, BETTER)), 1).beside] == ["not run"]
+    rich = one("stack:6|encodec", P1 | {"p1.h1.information_rate": 90.0})
+    assert [part.state for part in outcome(decide(several(BASE, BETTER, rich)), 1).beside] == ["holds"]
+
+
 def test_rules_3_and_4_ask_whether_a_readout_helps_where_codecs_are_alike() -> None:
     assert states(decide(several(BASE, CODEC, HELPING)))[:4] == ["fails", "fails", "holds", "fails"]
     assert states(decide(several(BASE, CODEC, READOUT)))[:4] == ["fails", "fails", "fails", "holds"]

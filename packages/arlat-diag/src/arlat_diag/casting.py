@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -11,7 +12,7 @@ from arlat_core.config import UserError
 from arlat_diag.conditions import Scene
 from arlat_diag.results import Representation, Results
 
-Test = Callable[[str, str], bool]
+Part = Representation | None
 
 
 def kind(codec: str) -> str:
@@ -74,28 +75,40 @@ def is_codec(codec: str) -> bool:
     return not source(codec) and not levels(codec) and kind(codec) not in ("vae", "readout", "rssm")
 
 
-GROUPS: Final[Mapping[str, Callable[[Representation, str], bool]]] = {
-    "codecs": lambda about, base: is_codec(about.spec.codec) and about.spec.codec != base.rpartition("|")[2],
-    "readouts": lambda about, base: (
-        kind(about.spec.codec) == "readout" and source(about.spec.codec) == base and not overlaps(about.spec.codec)
-    ),
-    "nonlinear dynamics latents": lambda about, base: (
-        kind(about.spec.codec) == "rssm" and source(about.spec.codec) == base
-    ),
+def at_its_rate(about: Representation, base: Part) -> bool:
+    """Whether a representation is another codec at the baseline's frame rate, native or stacked, which loses nothing."""
+    codec = source(about.spec.codec) if kind(about.spec.codec) == "stack" else about.spec.codec
+    rates = (about.spec.frame_rate, base.spec.frame_rate) if base else (1.0, 0.0)
+    return another(codec, base) and math.isclose(*rates, rel_tol=0.01)
+
+
+def another(codec: str, base: Part) -> bool:
+    """Whether a codec text is that of a codec of audio that the baseline neither is nor wraps."""
+    return base is not None and is_codec(codec) and codec != base.spec.codec.rpartition("|")[2]
+
+
+def of(codec: str, base: Part, outer: str) -> bool:
+    """Whether a codec text is `outer` of the baseline."""
+    return base is not None and kind(codec) == outer and source(codec) == base.spec.codec
+
+
+GROUPS: Final[Mapping[str, Callable[[Representation, Part], bool]]] = {
+    "codecs": lambda about, base: another(about.spec.codec, base),
+    "codecs at the baseline's frame rate": at_its_rate,
+    "readouts": lambda about, base: of(about.spec.codec, base, "readout") and not overlaps(about.spec.codec),
+    "nonlinear dynamics latents": lambda about, base: of(about.spec.codec, base, "rssm"),
     "AR-loss VAEs": lambda about, _: kind(about.spec.codec) == "vae" and ar_loss(about) not in ("", "none"),
     "β-VAEs": lambda about, _: kind(about.spec.codec) == "vae" and ar_loss(about) == "none",
 }
-"""Whether a representation belongs to a group, given the baseline's codec text; the baseline belongs to none, and
-a codec that it wraps is not another one."""
+"""Whether a representation belongs to a group, given the baseline if there is one, which belongs to none."""
 
 
 def cast(results: Results, baseline: str = "") -> tuple[Scene, list[str]]:
     """The scene of some results, and remarks: who plays what, and who plays nothing."""
     known = subjects(results)
     base = choose_baseline(results, baseline)
-    codec = known[base].spec.codec if base is not None else ""
     groups = {
-        group: tuple(name for name, about in known.items() if name != base and fits(about, codec))
+        group: tuple(name for name, about in known.items() if name != base and fits(about, known.get(base or "")))
         for group, fits in GROUPS.items()
     }
     native = {name: about.spec.codec for name, about in known.items() if not source(about.spec.codec)}

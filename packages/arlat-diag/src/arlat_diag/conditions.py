@@ -252,6 +252,7 @@ WANTED = {
     "reference": f"{ANY_STORE} on latents of Mimi",
     "8-level Mimi": f"{ANY_STORE} --only l2 on Mimi decoded from 8 quantiser levels (a codec text with levels=8)",
     "codecs": f"{ANY_STORE} on latents of EnCodec or another codec",
+    "codecs at the baseline's frame rate": f"{ANY_STORE} on another codec brought to the baseline's rate (stack:N|CODEC)",
     "readouts": f"{ANY_STORE} on a linear readout of the baseline (readout=FOLDER|CODEC)",
     "AR-loss VAEs": "arlat vae sweep, whose conditions end in a battery",
     "β-VAEs": "arlat vae sweep, whose conditions end in a battery",

@@ -24,7 +24,8 @@ def decisions(results: Results, baseline: str = "") -> Section:
         "bar, is undecided where the interval straddles it, and not run where a figure is missing. A conclusion is drawn only where "
         "its rule holds.",
         "The first rule asks more of a mean rollout than a perfect model of most processes can do, since mean rollouts decay by "
-        "nature: its attainable form stands beside it and decides nothing.",
+        "nature: its attainable form stands beside it and decides nothing. A rate in bit/s grows with the frame rate by itself: the second "
+        "rule stands beside itself for codecs that are brought to the baseline's.",
     ]
     if not subjects(results):
         return Section("decisions", question, meaning, missing="Synthetic stores are never the subject of a decision.")

@@ -23,8 +23,8 @@ from torch import Tensor
 
 FULL_SCALE = 32767
 ATTEMPTS = 8  # draws of a crop before the loudest of them is taken
-Stream = Literal["crops", "noise", "held_out"]
-STREAMS: tuple[Stream, ...] = ("crops", "noise", "held_out")
+Stream = Literal["crops", "noise", "held_out", "ar", "predictor"]
+STREAMS: tuple[Stream, ...] = ("crops", "noise", "held_out", "ar", "predictor")
 Progress = Callable[[int, int], None]
 
 

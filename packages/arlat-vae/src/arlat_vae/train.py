@@ -26,7 +26,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 from torch import Tensor
 
-from arlat_vae import checkpoint
+from arlat_vae import ar_losses, checkpoint
 from arlat_vae import trainee as states
 from arlat_vae.balancer import balance
 from arlat_vae.bottleneck import kl_report
@@ -46,7 +46,8 @@ def start(config: Config) -> Trainee:
     generator = torch.Generator().manual_seed(config.seed)
     model = build(sized(config.size, bottleneck=config.bottleneck.model_dump()), generator).to(config.device)
     average = copy.deepcopy(model).requires_grad_(False)
-    trainee = Trainee(model, average, adamw(model, config.train))
+    friend = ar_losses.start(config.bottleneck.dim, config.ar, counter(config.seed, 0, "predictor"), config.device)
+    trainee = Trainee(model, average, adamw(model, config.train), ar=friend)
     if config.loss.adversarial > 0 or config.loss.feature > 0:
         with seeded(generator):
             trainee.judge = Discriminator(config.judge).to(config.device)
@@ -110,21 +111,27 @@ def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: 
     generator = counter(config.seed, trainee.step, "noise")
     with torch.autocast(audio.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         law = trainee.model.encode(audio)
-        decoded = trainee.model.decode(law.sample(generator)).float()
+        z = law.sample(generator)
+        decoded = trainee.model.decode(z).float()
         kl = law.kl().mean()
+    latents = law.mean if config.ar.latent == "mean" else z
+    drawn = counter(config.seed, trainee.step, "ar")
+    extra, weighed, shown = ar_losses.ar_losses(trainee.ar, latents, trainee.model.decode, config.ar, drawn)
     values = {name: loss(audio, decoded) for name, loss in losses.items()} | judged(trainee, audio, decoded, config)
     weights = {name: weight for name, weight in config.loss.on_audio().items() if weight > 0}
     if config.loss.balanced:
         scale = config.loss.balanced_norm / len(audio)
-        weighed = {name: values[name] for name in weights}
-        balanced = balance(weighed, weights, decoded, trainee.norms, scale=scale)
+        chosen = {name: values[name] for name in weights}
+        balanced = balance(chosen, weights, decoded, trainee.norms, scale=scale)
         gradient, norms = balanced.gradient, balanced.norms
     else:
         total = torch.stack([weight * values[name] for name, weight in weights.items()]).sum()
         gradient, norms = torch.autograd.grad(total, decoded)[0], trainee.norms
 
+    on_latents = sum((weighed[name] * value for name, value in extra.items()), start=config.loss.kl * kl)
+
     def backward() -> None:
-        torch.autograd.backward([decoded, config.loss.kl * kl], [gradient, None])
+        torch.autograd.backward([decoded, on_latents], [gradient, None])
 
     norm, taken = descend(trainee.model, trainee.optimiser, backward, trainee.step, config.train)
     if taken:
@@ -132,7 +139,7 @@ def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: 
         follow(trainee, config.train)
     trainee.skipped += not taken
     trainee.in_a_row = 0 if taken else trainee.in_a_row + 1
-    shown = {name: float(value.detach()) for name, value in values.items()}
+    shown |= {name: float(value.detach()) for name, value in values.items()}
     shown |= {"gradient_norm": norm, "skipped": float(trainee.skipped)}
     return shown | kl_report(law, trainee.model.config.frame_rate)
 

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from arlat_core.config import Config as BaseConfig
 from pydantic import Field, model_validator
 
+from arlat_vae.ar_losses import ARConfig
 from arlat_vae.bottleneck import BottleneckConfig
 from arlat_vae.crops import CropConfig
 from arlat_vae.discriminator import Config as JudgeConfig
@@ -90,6 +91,8 @@ class Config(BaseConfig):
     """The law of a latent frame."""
     loss: LossConfig = LossConfig()
     """Weights of the losses."""
+    ar: ARConfig = ARConfig()
+    """Losses that make latents easy to predict, as `ar.pred.weight=0.1`."""
     judge: JudgeConfig = JudgeConfig()
     """Shape of the discriminator, where `loss.adversarial` or `loss.feature` is above 0."""
     train: OptimiserConfig = OptimiserConfig()
@@ -106,3 +109,12 @@ class Config(BaseConfig):
     """Seed of the split, the weights, the crops and the noise."""
     device: str = "cpu"
     """Where to train."""
+
+    @model_validator(mode="after")
+    def _reaches(self) -> Self:
+        if self.data.crop.frames < self.ar.frames():
+            raise ValueError(
+                f"the AR losses need crops of {self.ar.frames()} frames (the predictor's window and what follows it), but "
+                f"data.crop.frames is {self.data.crop.frames}; give longer crops, or a smaller ar.predictor.window_frames"
+            )
+        return self

@@ -9,9 +9,11 @@ import torch
 from arlat_core.training_state import load_state, pack, save_state, taken, unpack
 from torch import Tensor
 
+from arlat_vae.ar_losses import ARState
 from arlat_vae.balancer import Norms
 from arlat_vae.discriminator import Discriminator
 from arlat_vae.model import VAE
+from arlat_vae.steering import Multipliers
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Trainee:
     optimiser: torch.optim.Optimizer
     judge: Discriminator | None = None
     judge_optimiser: torch.optim.Optimizer | None = None
+    ar: ARState = field(default_factory=ARState)
     norms: Norms = field(default_factory=Norms)
     step: int = 0
     skipped: int = 0
@@ -31,12 +34,14 @@ class Trainee:
     def models(self) -> dict[str, torch.nn.Module]:
         """The modules by name."""
         judge = {"judge": self.judge} if self.judge else {}
-        return {"model": self.model, "average": self.average, **judge}
+        predictor = {"predictor": self.ar.predictor} if self.ar.predictor else {}
+        return {"model": self.model, "average": self.average, **judge, **predictor}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers by name."""
         judge = {"judge_optimiser": self.judge_optimiser} if self.judge_optimiser else {}
-        return {"optimiser": self.optimiser, **judge}
+        predictor = {"predictor_optimiser": self.ar.optimiser} if self.ar.optimiser else {}
+        return {"optimiser": self.optimiser, **judge, **predictor}
 
 
 def save(trainee: Trainee, folder: Path) -> None:
@@ -50,6 +55,7 @@ def save(trainee: Trainee, folder: Path) -> None:
         "skipped": trainee.skipped,
         "in_a_row": trainee.in_a_row,
         "norms": {"total": dict(trainee.norms.total), "weight": dict(trainee.norms.weight)},
+        **trainee.ar.about(),
     }
     save_state(folder, trainee.step, tensors, about)
 
@@ -65,4 +71,5 @@ def load(trainee: Trainee, folder: Path) -> list[str]:
         unpack(name, state.tensors, optimiser)
     trainee.step, trainee.skipped, trainee.in_a_row = state.step, state.about["skipped"], state.about["in_a_row"]
     trainee.norms = Norms(**state.about["norms"])
+    trainee.ar.multipliers = Multipliers(**state.about.get("multipliers", {}))
     return state.notes

@@ -1,0 +1,65 @@
+"""The probe: known answers on processes whose laws are known, and figures that do not depend on the latents' units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from arlat_core.config import UserError
+from arlat_vae.predictor import PredictorConfig
+from arlat_vae.probe import ProbeConfig, Sequences, gaussian_nll, probe
+from torch import Tensor
+
+Draw = Callable[..., Sequences]
+SMALL = ProbeConfig(steps=200, predictor=PredictorConfig(window_frames=2, hidden=32))
+
+
+@pytest.fixture
+def drawn(autoregression: Callable[..., Tensor]) -> Draw:
+    def draw(rho: float, count: int, seed: int, frames: int = 60) -> Sequences:
+        return Sequences(list(autoregression(rho, seed, (count, frames, 3))), [str(index) for index in range(count)])
+
+    return draw
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.9])
+def test_an_autoregression_is_worth_what_theory_says(rho: float, drawn: Draw) -> None:
+    found = probe(drawn(rho, 60, 1), drawn(rho, 25, 2), 12.5, SMALL)
+    gain = -0.5 * math.log(1 - rho**2)  # nats per dimension that the past tells
+    step = math.sqrt(2 - 2 * rho)  # of one dimension
+    surprise = 0.5 * math.log(2 * math.pi * math.e * (1 - rho**2)) - math.log(step)
+    assert found["probe.pred"].value == pytest.approx(surprise, abs=0.04)
+    assert found["probe.pred"].floor == pytest.approx(surprise, abs=0.02)  # mean reversion is all there is
+    assert found["probe.information"].value == pytest.approx(3 * gain, abs=0.12)
+    rate = found["probe.information_rate"].value
+    assert rate == pytest.approx(found["probe.information"].value * 12.5 / math.log(2))  # type: ignore[operator]
+    assert found["probe.smooth"].value == pytest.approx(2 - 2 * rho, rel=0.1)
+    assert found["probe.pred"].n.frames == 25 * 58
+    assert found["probe.pred"].low < found["probe.pred"].value < found["probe.pred"].high  # type: ignore[operator]
+
+
+def test_units_do_not_matter(drawn: Draw) -> None:
+    train, held_out = drawn(0.8, 10, 1), drawn(0.8, 5, 2)
+
+    def moved(some: Sequences) -> Sequences:
+        return Sequences([0.01 * z + 3 for z in some.z], some.speakers)
+
+    one, other = (probe(a, b, 12.5, SMALL) for a, b in ((train, held_out), (moved(train), moved(held_out))))
+    for key, value in one.items():
+        assert other[key].value == pytest.approx(value.value, abs=5e-3)
+
+
+def test_the_marginal_is_the_full_gaussian() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.tensor([[1.0, 0.0], [0.9, 0.4]])
+    x: Tensor = torch.randn(20_000, 2, generator=generator) @ mix.T
+    law = torch.distributions.MultivariateNormal(torch.zeros(2), mix @ mix.T)
+    assert float(gaussian_nll(x, x).mean()) == pytest.approx(float(-law.log_prob(x).mean()), abs=0.005)
+
+
+def test_utterances_that_are_too_short_are_named(drawn: Draw) -> None:
+    short = drawn(0.5, 3, 0, frames=2)
+    with pytest.raises(UserError, match="longest have 60 and 2"):
+        probe(drawn(0.5, 3, 0), short, 12.5, SMALL)

@@ -12,6 +12,7 @@ from arlat_core.testing.codec import example_audio
 from arlat_data.codecs import build_codec
 from arlat_vae import checkpoint
 from arlat_vae.bottleneck import BottleneckConfig
+from arlat_vae.checkpoint import Training
 from arlat_vae.codecs.vae import VAECodec
 from arlat_vae.model import VAE, Config, build, sized
 
@@ -43,6 +44,15 @@ def test_a_folder_comes_back_through_the_registry(vae: VAE, tmp_path: Path) -> N
     assert build_codec(f"stack:2|vae={tmp_path / 'vae'}").spec.dim == 6
 
 
+def test_what_a_vae_was_trained_for_is_in_its_name(vae: VAE, tmp_path: Path) -> None:
+    checkpoint.save(vae, tmp_path, Training(beta=0.01, ar_loss="both"))
+    name = build_codec(f"vae={tmp_path}").spec.codec
+    assert name == "vae:3,beta=0.01,ar_loss=both"
+    assert build_codec(f"{name}={tmp_path}").spec.codec == name
+    with pytest.raises(UserError, match=r"beta 0\.01, not 0\.1, ar_loss 'both', not 'pred'"):
+        build_codec(f"vae:3,beta=0.1,ar_loss=pred={tmp_path}")
+
+
 def test_what_is_decoded_stays_in_range(vae: VAE) -> None:
     with torch.no_grad():
         assert vae.decode(torch.full((1, 4, 3), 1e4)).abs().max() > 1
@@ -60,7 +70,7 @@ def test_broken_folders_are_named(vae: VAE, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no vae.json"):
         checkpoint.load(tmp_path)
     checkpoint.save(vae, tmp_path)
-    with pytest.raises(UserError, match="3 dimensions, but 32 were asked for"):
+    with pytest.raises(UserError, match="dim 3, not 32"):
         build_codec(f"vae:32={tmp_path}")
     data = bytearray((tmp_path / "vae.safetensors").read_bytes())
     data[-3] ^= 1

@@ -60,6 +60,6 @@ def test_the_marginal_is_the_full_gaussian() -> None:
 
 
 def test_utterances_that_are_too_short_are_named(drawn: Draw) -> None:
-    short = drawn(0.5, 3, 0, frames=2)
-    with pytest.raises(UserError, match="longest have 60 and 2"):
+    short = drawn(0.5, 3, 0, frames=1)
+    with pytest.raises(UserError, match="longest have 60 and 1"):
         probe(drawn(0.5, 3, 0), short, 12.5, SMALL)

@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from arlat_core.config import UserError
 from arlat_core.testing.codec import example_audio
 from arlat_core.training_state import load_state
-from arlat_data.codecs import build_codec
-from arlat_vae import checkpoint, train
+from arlat_vae import train
 from arlat_vae.crops import Clips
 from arlat_vae.train import learning_rate, update
 from arlat_vae.train_config import Config, OptimiserConfig
@@ -197,22 +194,3 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[50] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0)
     assert rates[4] == pytest.approx(0.5, rel=0.01)
-
-
-def test_the_command_makes_a_codec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for speaker in ("1", "2"):
-        (tmp_path / "audio" / speaker / "1").mkdir(parents=True)
-        sound = example_audio(1, 16_000, 16_000, int(speaker))[0].numpy()
-        soundfile.write(tmp_path / "audio" / speaker / "1" / f"{speaker}-1-0000.flac", sound, 16_000)
-    command = [f"data.audio_dir={tmp_path / 'audio'}", "--out", str(tmp_path / "run"), "data.crop.frames=3"]
-    command += ["train.steps=2", "train.batch=1", "held_out_crops=2", "bottleneck.dim=5", "save_every=1"]
-    assert train.main(command, "arlat vae train") == 0
-    assert "on held-out speakers waveform" in capsys.readouterr().out
-    assert build_codec(f"vae={tmp_path / 'run' / 'vae'}").spec.dim == 5
-    written = (tmp_path / "run" / "vae" / "vae.safetensors").read_bytes()
-    assert train.main(command, "arlat vae train") == 0
-    assert "finished already" in capsys.readouterr().out
-    assert (tmp_path / "run" / "vae" / "vae.safetensors").read_bytes() == written
-    with pytest.raises(UserError, match="seed: was 0, is 1"):
-        train.main([*command, "seed=1"], "arlat vae train")
-    assert checkpoint.exists(tmp_path / "run" / "vae")

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from arlat_core.config import UserError
+from arlat_core.config import Config, UserError, validate
 from arlat_core.files import write_json
+
+T = TypeVar("T", bound=Config)
 
 VERSIONED = (
     "arlat-kernels",
@@ -73,6 +75,22 @@ def run_directory(path: Path, settings: dict[str, Any]) -> Iterator[int]:
         yield attempt
     finally:
         lock.release()
+
+
+def resumed(arguments: list[str], cls: type[T]) -> dict[str, T] | None:
+    """The configuration of RUN, as the one point "" of a sweep, where the arguments are `--resume RUN`; else None.
+
+    A command that can be resumed writes it to RUN/resolved.json. Raises UserError where there is none.
+    """
+    if arguments[:1] != ["--resume"]:
+        return None
+    if len(arguments) != 2:
+        raise UserError("--resume takes one run directory and nothing else: it goes on with that run's own settings.")
+    path = Path(arguments[1]) / "resolved.json"
+    if not path.is_file():
+        raise UserError(f"{arguments[1]} is no training to go on with: it has no resolved.json. Give a run directory.")
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {"": validate(cls, values | {"out": arguments[1]}, str(path))}
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

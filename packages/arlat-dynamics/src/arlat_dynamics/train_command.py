@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from arlat_core.config import Config as BaseConfig
-from arlat_core.config import UserError, parse_sweep, validate
+from arlat_core.config import UserError, parse_sweep
 from arlat_core.files import atomic_write, safe_name, write_json
-from arlat_core.run import manifest, run_directory
+from arlat_core.run import manifest, resumed, run_directory
 from pydantic import Field
 
 from arlat_dynamics.noise import NoiseConfig
@@ -164,22 +163,11 @@ def shown(value: Value | None) -> str:
     return f"{value.value:.3g}{span}"
 
 
-def resumed(arguments: list[str]) -> dict[str, Config] | None:
-    """The configuration of RUN where the arguments are `--resume RUN`."""
-    if arguments[:1] != ["--resume"]:
-        return None
-    if len(arguments) != 2:
-        raise UserError("--resume takes one run directory and nothing else: it goes on with that run's own settings.")
-    path = Path(arguments[1]) / "resolved.json"
-    if not path.is_file():
-        raise UserError(f"{arguments[1]} is no training to go on with: it has no resolved.json. Give a run directory.")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {"": validate(Config, values | {"out": arguments[1]}, str(path))}
-
-
 def main(arguments: list[str], prog: str) -> int:
     """Trains one model, or all points of a [grid] and writes OUT/table.md and table.json; returns the exit status."""
-    points = resumed(arguments) or parse_sweep(Config, arguments, prog, "Trains a dynamics model on its own rollouts.")
+    points = resumed(arguments, Config) or parse_sweep(
+        Config, arguments, prog, "Trains a dynamics model on its own rollouts."
+    )
     from arlat_core.distributed import ranks
     from arlat_data.store import LatentStore
     from rich.console import Console

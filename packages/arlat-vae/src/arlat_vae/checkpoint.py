@@ -16,6 +16,27 @@ from arlat_vae.model import VAE, Config
 SCHEMA = "arlat-vae/1"
 
 
+class Training(BaseConfig):
+    """What a VAE was trained for, which its codec's name tells; empty where it is not known."""
+
+    beta: float | None = None
+    """Weight of the KL."""
+    ar_loss: str = ""
+    """The AR losses: none, smooth, pred, both, or several joined by +."""
+
+    def options(self) -> str:
+        """As options of a codec text, the comma before them.
+
+        >>> Training(beta=0.01, ar_loss="none").options()
+        ',beta=0.01,ar_loss=none'
+        """
+        known = {"beta": "" if self.beta is None else f"{self.beta:g}", "ar_loss": self.ar_loss}
+        return "".join(f",{name}={value}" for name, value in known.items() if value)
+
+
+UNKNOWN = Training()
+
+
 class About(BaseConfig):
     """What vae.json says."""
 
@@ -23,6 +44,8 @@ class About(BaseConfig):
     """Version of the format."""
     model: Config
     """The shape."""
+    training: Training = UNKNOWN
+    """What it was trained for."""
     sha256: str
     """Hash of vae.safetensors."""
 
@@ -32,17 +55,18 @@ def exists(folder: Path) -> bool:
     return (folder / "vae.json").is_file()
 
 
-def save(model: VAE, folder: Path) -> None:
+def save(model: VAE, folder: Path, training: Training = UNKNOWN) -> None:
     """Writes `model`; a crash leaves the old VAE or none."""
     (folder / "vae.json").unlink(missing_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     atomic_write(folder / "vae.safetensors", to_bytes(tensors))
-    about = About(schema_name=SCHEMA, model=model.config, sha256=sha256_file(folder / "vae.safetensors"))
+    digest = sha256_file(folder / "vae.safetensors")
+    about = About(schema_name=SCHEMA, model=model.config, training=training, sha256=digest)
     write_json(folder / "vae.json", about.model_dump(mode="json"))
 
 
-def load(folder: Path) -> VAE:
-    """Reads the VAE of `folder`; raises UserError when there is no whole one, or its weights are not those written."""
+def load(folder: Path) -> tuple[VAE, Training]:
+    """Reads the VAE of `folder` and what it was trained for; raises UserError when there is no whole one, or its weights are not those written."""
     folder = folder.expanduser()
     if not exists(folder):
         raise UserError(
@@ -60,4 +84,4 @@ def load(folder: Path) -> VAE:
         raise UserError(f"{weights} is missing or is not the file that was written. Train the VAE anew.")
     model = VAE(about.model)
     model.load_state_dict(load_file(weights))
-    return model
+    return model, about.training

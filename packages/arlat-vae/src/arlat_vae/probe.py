@@ -53,7 +53,7 @@ class Sequences:
         """Rows of `frames` [n] that have `width` frames of their utterance before them, and the utterance of each."""
         length = torch.tensor([len(one) for one in self.z])
         start = length.cumsum(0) - length
-        rows = [torch.arange(int(a) + width, int(a + n)) for a, n in zip(start, length, strict=True)]
+        rows = [torch.arange(int(a) + min(width, int(n)), int(a + n)) for a, n in zip(start, length, strict=True)]
         return torch.cat(rows), torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for r in rows]))
 
 

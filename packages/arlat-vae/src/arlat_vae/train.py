@@ -1,4 +1,4 @@
-"""`arlat vae train`: a folder of speech to a VAE, RUN/vae, which `vae=RUN/vae` uses as a codec.
+"""One visible training loop of a VAE.
 
 Every draw is a function of (seed, step), so that a killed run goes on, on a CPU to the bit, as if nothing had been.
 """
@@ -10,27 +10,19 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from arlat_core.config import parse
-from arlat_core.files import atomic_write, write_json
-from arlat_core.run import manifest, run_directory
+from arlat_core.files import atomic_write
 from arlat_core.seed import seeded
-from arlat_data.corpus import scan
-from arlat_data.splits import SPLITS
-from rich.console import Console
-from rich.progress import Progress as Bar
-from rich.progress import TaskID
 from torch import Tensor
 
-from arlat_vae import ar_losses, checkpoint
+from arlat_vae import ar_losses
 from arlat_vae import trainee as states
 from arlat_vae.balancer import balance
 from arlat_vae.bottleneck import kl_report
-from arlat_vae.crops import Clips, batch, counter, prepare
+from arlat_vae.crops import Clips, batch, counter
 from arlat_vae.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
 from arlat_vae.losses import Loss, MelLoss, STFTLoss, waveform_loss
 from arlat_vae.model import VAE, build, sized
@@ -208,44 +200,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def finite(metrics: dict[str, float]) -> dict[str, float | None]:
     """None in place of what is not finite, which JSON has no word for."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def main(arguments: list[str], prog: str) -> int:
-    """Reads the speech, trains, writes RUN/vae and says what came of it; returns the exit status."""
-    config = parse(Config, arguments, prog, "Trains a VAE on a folder of speech.")
-    corpus = scan(config.data.audio_dir, config.data.speaker_pattern, config.seed, progress=True)
-    settings = config.model_dump(mode="json", exclude={"out": True, "data": {"audio_dir"}}) | {"corpus": corpus.hash}
-    folder = config.out / "vae"
-    with run_directory(config.out, settings), Bar(console=Console(stderr=True)) as bar:
-        if checkpoint.exists(folder):
-            print(f"{folder} is finished already.")
-            return 0
-        sample_rate = sized(config.size).sample_rate
-        parts = {}
-        for split in SPLITS:
-            task = bar.add_task(f"reading {split}", total=None)
-            utterances = [utterance for utterance in corpus.utterances if utterance.split == split]
-            parts[split] = prepare(utterances, sample_rate, config.out / split, partial(show, bar, task))
-        task = bar.add_task("training", total=config.train.steps)
-        trainee = train(config, parts["train"], parts["eval"], partial(show, bar, task))
-        write_json(
-            config.out / "manifest.json", manifest(config.seed, settings, {"corpus": corpus.hash}, config.device)
-        )
-        checkpoint.save(trainee.average, folder)
-    rows = [row for row in read_rows(config.out / "metrics.jsonl") if row["part"] == "held_out"]
-    print(
-        f"{folder}: on held-out speakers {summary(rows[0])} at step {rows[0]['step']}, {summary(rows[-1])} at the end."
-    )
-    return 0
-
-
-def show(bar: Bar, task: TaskID, done: int, planned: int) -> None:
-    """Moves one task of a progress bar."""
-    bar.update(task, completed=done, total=planned)
-
-
-def summary(row: Mapping[str, Any]) -> str:
-    """One row's losses and KL in words."""
-    known = [name for name in ("waveform", "stft", "mel") if row.get(f"{name}_floor") is not None]
-    shown = [f"{name} {row[name]:.3f} (floor {row[f'{name}_floor']:.3f})" for name in known]
-    return ", ".join([*shown, f"KL {row['kl_nats_per_frame']:.1f} nats/frame, {row['active_units']:.0f} active units"])

@@ -12,6 +12,7 @@ from arlat_vae.ar_losses import ARConfig
 from arlat_vae.bottleneck import BottleneckConfig
 from arlat_vae.crops import CropConfig
 from arlat_vae.discriminator import Config as JudgeConfig
+from arlat_vae.probe import ProbeConfig
 
 
 class Data(BaseConfig):
@@ -105,6 +106,10 @@ class Config(BaseConfig):
     """Steps between two states on disk, and between two looks at held-out speakers."""
     held_out_crops: int = Field(default=16, gt=1)
     """Crops of held-out speakers that are looked at."""
+    probe: ProbeConfig = ProbeConfig()
+    """The judge of the finished latents."""
+    probe_utterances: int = Field(default=200, gt=0)
+    """Utterances at most, of training and of held-out speakers, that the probe is given, evenly spaced."""
     seed: int = Field(default=0, ge=0)
     """Seed of the split, the weights, the crops and the noise."""
     device: str = "cpu"

@@ -11,14 +11,19 @@ from arlat_core.types import LatentSpec, fingerprint
 from torch import Tensor
 
 from arlat_vae import checkpoint
+from arlat_vae.checkpoint import UNKNOWN, Training
 from arlat_vae.model import VAE
 
 
 class Config(BaseConfig):
-    """`vae=FOLDER`, a folder that `arlat vae train` made (RUN/vae)."""
+    """`vae=FOLDER`, a folder that `arlat vae train` made (RUN/vae); options are what it is expected to be, as stores name it."""
 
     dim: int | None = None
     """Dimension that the folder is expected to have; any by default."""
+    beta: float | None = None
+    """Weight of the KL that it is expected to have been trained with."""
+    ar_loss: str = ""
+    """AR losses that it is expected to have been trained with."""
     folder: Path
     """Holds vae.json and vae.safetensors."""
 
@@ -26,12 +31,12 @@ class Config(BaseConfig):
 class VAECodec:
     """A VAE without its noise."""
 
-    def __init__(self, model: VAE, device: str = "cpu") -> None:
+    def __init__(self, model: VAE, device: str = "cpu", training: Training = UNKNOWN) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self._device = torch.device(device)
         config = model.config
         self._spec = LatentSpec(
-            codec=f"vae:{config.bottleneck.dim}",
+            codec=f"vae:{config.bottleneck.dim}{training.options()}",
             space="posterior mean",
             dim=config.bottleneck.dim,
             frame_rate=config.frame_rate,
@@ -62,9 +67,9 @@ class VAECodec:
 
 def build(config: Config, device: str) -> VAECodec:
     """Reads the folder that training wrote."""
-    model = checkpoint.load(config.folder)
-    if config.dim not in (None, model.config.bottleneck.dim):
-        raise UserError(
-            f"{config.folder} holds a VAE of {model.config.bottleneck.dim} dimensions, but {config.dim} were asked for."
-        )
-    return VAECodec(model, device)
+    model, training = checkpoint.load(config.folder)
+    has = {"dim": model.config.bottleneck.dim, **training.model_dump()}
+    asked = config.model_dump(include=set(has), exclude_defaults=True)
+    if wrong := [f"{name} {has[name]!r}, not {value!r}" for name, value in asked.items() if has[name] != value]:
+        raise UserError(f"The VAE of {config.folder} has {', '.join(wrong)}. Leave out what does not matter.")
+    return VAECodec(model, device, training)

@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 from arlat_core.testing.codec import example_audio
-from arlat_vae.losses import FLOOR, Loss, MelLoss, STFTLoss, magnitude, waveform_loss
+from arlat_data.mel_distance import FLOOR, MelDistance, magnitude
+from arlat_vae.losses import Loss, STFTLoss, waveform_loss
 from torch import Tensor
 
-LOSSES: dict[str, Loss] = {"waveform": waveform_loss, "stft": STFTLoss(), "mel": MelLoss(24_000)}
+LOSSES: dict[str, Loss] = {"waveform": waveform_loss, "stft": STFTLoss(), "mel": MelDistance(24_000)}
 
 
 def noise(audio: Tensor) -> Tensor:
@@ -81,4 +82,4 @@ def test_half_the_level_is_ln_two() -> None:
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank")
 def test_too_many_bands_are_refused() -> None:
     with pytest.raises(ValueError, match="64 mel bands are too many for windows of 64 samples at 24000 Hz"):
-        MelLoss(24_000, ((64, 64),))
+        MelDistance(24_000, ((64, 64),))

@@ -16,6 +16,12 @@ from typing import Any
 import torch
 from arlat_core.files import atomic_write
 from arlat_core.seed import seeded
+from arlat_data.corpus import scan
+from arlat_data.mel_distance import MelDistance
+from arlat_data.splits import SPLITS
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
 from torch import Tensor
 
 from arlat_vae import ar_losses
@@ -24,7 +30,7 @@ from arlat_vae.balancer import balance
 from arlat_vae.bottleneck import kl_report
 from arlat_vae.crops import Clips, batch, counter
 from arlat_vae.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
-from arlat_vae.losses import Loss, MelLoss, STFTLoss, waveform_loss
+from arlat_vae.losses import Loss, STFTLoss, waveform_loss
 from arlat_vae.model import VAE, build, sized
 from arlat_vae.train_config import Config, OptimiserConfig
 from arlat_vae.trainee import Trainee
@@ -65,7 +71,7 @@ def learning_rate(step: int, config: OptimiserConfig) -> float:
 
 def reconstruction_losses(config: Config, sample_rate: int) -> dict[str, Loss]:
     """The losses on audio that need no discriminator, by name."""
-    return {"waveform": waveform_loss, "stft": STFTLoss(), "mel": MelLoss(sample_rate).to(config.device)}
+    return {"waveform": waveform_loss, "stft": STFTLoss(), "mel": MelDistance(sample_rate).to(config.device)}
 
 
 def judged(trainee: Trainee, audio: Tensor, decoded: Tensor, config: Config) -> dict[str, Tensor]:

@@ -114,8 +114,8 @@ def main() -> None:
         prefix, truth = z[: 8 * 128].view(128, 8, -1), z[: options.steps * 128].view(128, options.steps, -1)
         free = injections("D", options.steps)
         torch.set_grad_enabled(False)
-        compiled: Any = torch.compile(lambda: rollout(model, prefix, truth, free).state_in)
-        pair = {"eager": lambda: rollout(model, prefix, truth, free), "torch.compile": compiled}
+        compiled: Any = torch.compile(lambda: rollout(model, prefix, truth, free, route="eager").state_in)
+        pair = {"eager": lambda: rollout(model, prefix, truth, free, route="eager"), "torch.compile": compiled}
         found += rows("dynamics.rollout", case, in_turn(pair, options.rounds), "eager", options.steps)
     RESULTS.parent.mkdir(exist_ok=True)
     for row in found:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from arlat_dynamics.base import Dynamics
+from arlat_dynamics.base import Dynamics, Window
 from arlat_dynamics.fused import fused_rollout, obstacle
 from arlat_dynamics.headed import HeadConfig, Scales
 from arlat_dynamics.models.linear import Config as LinearConfig
 from arlat_dynamics.models.linear import LinearModel
 from arlat_dynamics.models.mlp import Config, ResidualMLP
-from arlat_dynamics.rollout import injections, rollout
+from arlat_dynamics.rollout import Rollout, injections, rollout
 from torch import Tensor
 
 DIM, STEPS, ROWS = 6, 9, 5
@@ -48,7 +48,7 @@ def gradients(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:
 def test_it_is_the_rollout_of_the_model(mode: str, shape: dict[str, Any]) -> None:
     model, (prefix, truth) = make(**shape), sequences()
     given = [prefix.requires_grad_(), truth.requires_grad_(), *model.parameters()]
-    plain = rollout(model, prefix, truth, injections(mode, STEPS))
+    plain = rollout(model, prefix, truth, injections(mode, STEPS), route="eager")
     fused = fused_rollout([model], prefix, truth, injections(mode, STEPS))
     assert bool(fused.alive.all())
     for name in ("state_in", "step", "log_prob"):
@@ -67,17 +67,17 @@ def test_it_is_the_rollout_of_the_model(mode: str, shape: dict[str, Any]) -> Non
 def test_any_prefix_and_a_mask_for_each_row(prefix: int) -> None:
     model, (before, truth) = make(), sequences(prefix=prefix)
     mask = torch.rand(ROWS, STEPS, generator=torch.Generator().manual_seed(3)) < 0.3
-    plain, fused = rollout(model, before, truth, mask), fused_rollout([model], before, truth, mask)
+    plain, fused = rollout(model, before, truth, mask, route="eager"), fused_rollout([model], before, truth, mask)
     torch.testing.assert_close(fused.rollout.state_in[0], plain.state_in)
     torch.testing.assert_close(fused.rollout.log_prob[0], plain.log_prob)
 
 
 def test_long_steps_are_shortened_and_counted() -> None:
     model, (prefix, truth) = make(), sequences()
-    lengths = rollout(model, prefix, truth, injections("D", STEPS)).step.norm(dim=-1)
+    lengths = rollout(model, prefix, truth, injections("D", STEPS), route="eager").step.norm(dim=-1)
     typical = float(model.head.scale)
     longest = float(lengths.detach().median()) / typical
-    plain = rollout(model, prefix, truth, injections("D", STEPS), longest=longest * typical)
+    plain = rollout(model, prefix, truth, injections("D", STEPS), longest=longest * typical, route="eager")
     fused = fused_rollout([model], prefix, truth, injections("D", STEPS), longest=longest)
     torch.testing.assert_close(fused.rollout.step[0], plain.step)
     assert torch.equal(fused.rollout.clipped[0], plain.clipped)
@@ -99,7 +99,7 @@ def test_a_row_stops_at_its_end_and_leaves_no_trace_in_gradients() -> None:
     broken[1, 4:] = torch.nan
     out = fused_rollout([model], prefix, broken, injections("B", STEPS))
     assert out.alive[0].sum(-1).tolist() == [STEPS, 4, STEPS, STEPS, STEPS]
-    plain = rollout(model, prefix, truth, injections("B", STEPS))
+    plain = rollout(model, prefix, truth, injections("B", STEPS), route="eager")
     kept = torch.where(out.alive[0], plain.log_prob, 0.0)
     torch.testing.assert_close(out.rollout.log_prob[0], kept)
     leaves = list(model.parameters())
@@ -115,3 +115,61 @@ def test_what_cannot_take_the_path_is_said() -> None:
     assert "gaussian" in str(obstacle(mixture))
     with pytest.raises(ValueError, match=r"head of this model is gaussian. Use arlat_dynamics.rollout.rollout"):
         fused_rollout([mixture], *sequences(), injections("D", STEPS))
+
+
+@pytest.mark.parametrize("prefix", [1, 2, 7])
+@pytest.mark.parametrize("empty", [True, False])
+def test_rollout_takes_the_op_by_itself_and_gives_what_the_loop_gives(prefix: int, empty: bool) -> None:
+    model, (before, truth) = make(), sequences(prefix=prefix)
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.rand(ROWS, STEPS, generator=generator) < 0.3
+    others = torch.randn(ROWS, 4, DIM, generator=generator, dtype=torch.float64)
+    state = model.initial(ROWS) if empty else Window(others, False)  # not that of the frames before
+    longest = float(rollout(model, before, truth, mask).step.detach().norm(dim=-1).median())
+    found = [
+        rollout(model, before, truth, mask, longest=longest, state=state, route=route)
+        for route in ("auto", "fused", "eager")
+    ]
+    for name in Rollout._fields:
+        auto, fused, eager = (getattr(each, name) for each in found)
+        assert torch.equal(auto, fused)
+        torch.testing.assert_close(fused, eager)
+    assert bool(found[0].clipped.any())
+    assert bool(rollout(model, before, truth, mask, scored=False, state=state).log_prob.isnan().all())
+
+
+@pytest.mark.parametrize("mode", ["B", "D"])
+def test_frames_that_are_not_there_leave_the_states_that_do_not_see_them(mode: str) -> None:
+    model, (prefix, truth) = make(), sequences()
+    truth[1, 4:] = torch.nan  # after four steps: B puts the truth back after steps 4 and 8
+    fused, eager = (rollout(model, prefix, truth, injections(mode, STEPS), route=way) for way in ("fused", "eager"))
+    torch.testing.assert_close(fused.log_prob, eager.log_prob, equal_nan=True)
+    assert bool(fused.log_prob[1, 4:].isnan().all())
+    ends = STEPS if mode == "D" else 7  # step 8 is the first whose true frame is put back
+    for name in ("state_in", "step"):
+        got, expected = getattr(fused, name), getattr(eager, name)
+        torch.testing.assert_close(got[:, :ends], expected[:, :ends])
+        assert bool(got[1, ends:].isnan().all())
+        torch.testing.assert_close(got[2:], expected[2:])
+
+
+def test_a_forced_route_that_cannot_be_taken_is_said() -> None:
+    model, (prefix, truth), free = make(), sequences(), injections("D", STEPS)
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match=r'this rollout is sampled. Use route="auto" or "eager"'):
+        rollout(model, prefix, truth, free, sample=True, generator=generator, route="fused")
+    with pytest.raises(ValueError, match="corrected after every step"):
+        rollout(model, prefix, truth, free, correct=lambda x, context, generator: x, route="fused")
+
+
+def test_autocast_rounds_operands_and_nothing_else() -> None:
+    model = make().float()
+    prefix, truth = (part.float() for part in sequences())
+    mask = torch.zeros(ROWS, STEPS, dtype=torch.bool)
+    exact = rollout(model, prefix, truth, mask)
+    expected = fused_rollout([model], prefix, truth, mask, operands="bfloat16").rollout
+    with torch.autocast("cpu", torch.bfloat16):
+        found = rollout(model, prefix, truth, mask)
+    assert found.step.dtype == torch.float32
+    assert torch.equal(found.step, expected.step[0])
+    assert not torch.equal(found.step, exact.step)

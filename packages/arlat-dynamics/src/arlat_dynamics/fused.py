@@ -8,13 +8,15 @@ from typing import NamedTuple
 
 import torch
 from arlat_core.heads import KAPPA_START, LOG_SCALE_RANGE, SCALAR_GAIN, VonMisesHead, soft_bound
-from arlat_kernels import ResidualWeights, residual_rollout, vmf_log_norm
+from arlat_core.types import Corrector
+from arlat_kernels import ResidualWeights, residual_rollout, residual_rollout_op, vmf_log_norm
+from arlat_kernels.op import VARIABLE
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from arlat_dynamics.base import Dynamics
+from arlat_dynamics.base import Dynamics, Window
 from arlat_dynamics.models.mlp import ResidualMLP
-from arlat_dynamics.rollout import Rollout
+from arlat_dynamics.rolled import Rollout
 
 LONGEST = 2.0**20  # typical steps that a step has at most, unless something else is asked for
 SMALLEST_SQUARE = 1e-30  # ‖Δ‖² below this is taken as this, as the laws do
@@ -37,15 +39,74 @@ class FusedRollout(NamedTuple):
     alive: Tensor
 
 
-def obstacle(model: Dynamics) -> str | None:
-    """Why `model` cannot be rolled out by `fused_rollout`, in words, or None."""
-    if not isinstance(model, ResidualMLP):
+def obstacle(model: Dynamics, sample: bool = False, correct: Corrector | None = None) -> str | None:
+    """Why `model` cannot be rolled out (in samples, with a corrector) by `fused_rollout`, in words, or None."""
+    if type(model) is not ResidualMLP:  # a subclass may compute something else
         return (
             f"The fused rollout runs the residual MLP (mlp); this model is a {type(model).__name__} ({model.plugin})."
         )
-    if not isinstance(model.head, VonMisesHead):
+    if type(model.head) is not VonMisesHead:
         return f"The fused rollout takes steps of a head vmf; the head of this model is {model.head.name}."
+    if sample:
+        return "The fused rollout takes mean steps; this rollout is sampled."
+    if correct is not None:
+        return "The fused rollout has no corrector; this rollout is corrected after every step."
     return None
+
+
+def twin(model: ResidualMLP, operands: str = "float32") -> tuple[str, str]:
+    """What runs the op for `model` where it is ("triton", "reference"), and why it is not Triton ("" where it is)."""
+    net = weights_of([model])
+    frames = model.center.new_empty(1, 0, model.context + 1, model.dim)
+    inputs = (frames, torch.empty(1, 0, 1, dtype=torch.bool, device=frames.device), *net)
+    name = residual_rollout_op.pick(*inputs, operands=operands)
+    why = residual_rollout_op.twins["triton"].obstacle(*inputs, operands=operands)
+    return name, "" if name == "triton" else why or f"{VARIABLE} asks for {name}."
+
+
+def operands_here(device: torch.device) -> str:
+    """What matrix products round their operands to: bfloat16 under autocast to it."""
+    narrow = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
+    return "bfloat16" if narrow else "float32"
+
+
+def one_rollout(
+    model: ResidualMLP,
+    prefix: Tensor,
+    truth: Tensor,
+    mask: Tensor,
+    longest: float | None,
+    scored: bool,
+    state: Window | None,
+) -> Rollout:
+    """`arlat_dynamics.rollout.rollout` of one model with the mask [b k]: a mean rollout without a corrector."""
+    if state is not None:
+        prefix = prefix[:, -1:] if state.empty else torch.cat([state.frames, prefix[:, -1:]], 1)
+    bound = LONGEST if longest is None else longest / float(model.head.scale)
+    operands = operands_here(truth.device)
+    out = mean_rollouts([model], prefix[None], truth[None], mask[None], bound, operands, scored)
+    return Rollout(*(part[0] for part in out))
+
+
+def mean_rollouts(
+    models: Sequence[ResidualMLP],
+    prefix: Tensor,
+    truth: Tensor,
+    mask: Tensor,
+    longest: float,
+    operands: str,
+    scored: bool = True,
+) -> Rollout:
+    """`fused_rollout` of prefix [m b w d], truth [m b k d] and mask [m b k], where a frame that no state is put to ends no row.
+
+    What there is no number for is NaN, as in the loop.
+    """
+    finite = torch.cat([prefix[..., -1:, :], truth], -2).isfinite().all(-1)
+    shown = torch.where((finite[..., 1:] | mask)[..., None], truth, 0.0)
+    out = fused_rollout(models, prefix, shown, mask, longest=longest, operands=operands, scored=scored)
+    log_prob = torch.where(out.alive & finite[..., 1:] & finite[..., :-1], out.rollout.log_prob, torch.nan)
+    entering, step = (torch.where(out.alive[..., None], part, torch.nan) for part in out.rollout[:2])
+    return Rollout(entering, step, log_prob, out.rollout.clipped)
 
 
 def fused_rollout(
@@ -56,40 +117,64 @@ def fused_rollout(
     *,
     longest: float = LONGEST,
     operands: str = "float32",
+    scored: bool = True,
 ) -> FusedRollout:
     """The mean rollouts of models of one shape after prefix [b w d], beside truth [b k d], as `rollout` makes them.
 
-    `inject` is a mask [k] or [b k], as there; `longest` is in typical steps of each model. A row stops at its first frame that
-    is not finite. Gradients flow to all parameters, prefix and truth. `operands` as in `arlat_kernels.residual_rollout`.
+    prefix and truth may have a leading axis [m]: each model then has sequences of its own. `inject` is a mask [k], [b k] or
+    [m b k]; `longest` is in typical steps of each model. A row stops at its first frame that is not finite. Gradients flow to
+    all parameters, prefix and truth. `operands` as in `arlat_kernels.residual_rollout`, whatever autocast says. Without
+    `scored` every `log_prob` is NaN.
 
     Raises:
         ValueError: When a model cannot be rolled out so, or shapes do not fit.
     """
     if why := next((why for model in models if (why := obstacle(model))), None):
         raise ValueError(f"{why} Use arlat_dynamics.rollout.rollout.")
-    (b, k, dim), context = truth.shape, models[0].context
+    with torch.autocast(truth.device.type, enabled=False):
+        return together(models, prefix, truth, inject, longest, operands, scored)
+
+
+def together(
+    models: Sequence[ResidualMLP],
+    prefix: Tensor,
+    truth: Tensor,
+    inject: tuple[bool, ...] | Tensor,
+    longest: float,
+    operands: str,
+    scored: bool,
+) -> FusedRollout:
+    """`fused_rollout` of models that can take it."""
+    (b, k, dim), context = truth.shape[-3:], models[0].context
     mask = torch.as_tensor(inject, dtype=torch.bool, device=truth.device).expand(len(models), b, k)
     center = torch.stack([model.center for model in models])[:, None, None]
     unit = torch.stack([model.head.scale for model in models])[:, None, None, None]
     spread = torch.stack([model.head.spread for model in models])[:, None, None]
-    still = prefix[:, :1].expand(-1, max(0, context - prefix.shape[1]), -1)  # a sequence begins with a still past
-    frames = torch.cat([still, prefix[:, -context:], truth], 1)
-    net = ResidualWeights(*(torch.stack(parts) for parts in zip(*map(weights_of, models), strict=True)))
+    before = max(0, context - prefix.shape[-2])
+    still = prefix[..., :1, :].expand(*prefix.shape[:-2], before, dim)  # a sequence begins with a still past
+    frames = torch.cat([still, prefix[..., -context:, :], truth], -2)
     given, activation = (frames - center) / unit, models[0].config.activation
     out, alive = residual_rollout(
-        given, mask, net, activation=activation, bound=LOG_SCALE_RANGE, longest=longest, operands=operands
+        given,
+        mask,
+        weights_of(models),
+        activation=activation,
+        bound=LOG_SCALE_RANGE,
+        longest=longest,
+        operands=operands,
     )
-    newest = frames[:, context - 1 :].expand(len(models), -1, -1, -1)
-    shown = torch.where(alive[..., None], newest[:, :, 1:] - newest[:, :, :-1], 1.0)
+    newest = frames[..., context - 1 :, :].expand(len(models), b, k + 1, dim)
     predicted = out.predicted * unit + center
     later = torch.where(mask[..., None], newest[:, :, 1:], predicted)
     entering = torch.cat([newest[:, :, :1], later[:, :, :-1]], 2)
-    mu, log_sigma = unit[..., 0].log() + soft_bound(out.mu), spread.log() + soft_bound(out.log_sigma)
-    log_prob = polar_log_prob(shown, out.gap, dim * softplus(out.kappa), mu, log_sigma)
+    if scored:
+        shown = torch.where(alive[..., None], newest[:, :, 1:] - newest[:, :, :-1], 1.0)
+        mu, log_sigma = unit[..., 0].log() + soft_bound(out.mu), spread.log() + soft_bound(out.log_sigma)
+        log_prob = stopped(alive, polar_log_prob(shown, out.gap, dim * softplus(out.kappa), mu, log_sigma))
+    else:
+        log_prob = torch.full_like(out.gap, torch.nan)
     over = soft_bound(out.mu) > math.log(longest)
-    step = predicted - entering
-    entering, step, log_prob = (stopped(alive, part) for part in (entering, step, log_prob))
-    rollout = Rollout(entering, step, log_prob, over & alive)
+    rollout = Rollout(stopped(alive, entering), stopped(alive, predicted - entering), log_prob, over & alive)
     return FusedRollout(rollout, out.gap, out.squared_error * unit[..., 0].square(), alive)
 
 
@@ -106,7 +191,12 @@ def polar_log_prob(dx: Tensor, gap: Tensor, kappa: Tensor, mu: Tensor, log_sigma
     return length - dx.shape[-1] * log_m + vmf_log_norm(kappa, dx.shape[-1]) - kappa * gap
 
 
-def weights_of(model: ResidualMLP) -> ResidualWeights:
+def weights_of(models: Sequence[ResidualMLP]) -> ResidualWeights:
+    """The parameters of models of one shape as the op takes them; gradients flow to them."""
+    return ResidualWeights(*(torch.stack(parts) for parts in zip(*map(weights_of_one, models), strict=True)))
+
+
+def weights_of_one(model: ResidualMLP) -> ResidualWeights:
     """The model's parameters for frames (z − center)/typical step; what is multiplied into them keeps their gradients."""
     dim, width, unit = model.dim, model.enter.out_features, model.head.scale
     newest, *steps = model.enter.weight.reshape(width, model.context, dim).unbind(1)  # steps are oldest first

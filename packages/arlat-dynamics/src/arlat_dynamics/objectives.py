@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from arlat_dynamics.headed import HeadedModel
-from arlat_dynamics.rollout import Places, Rollout, rollout
+from arlat_dynamics.rollout import Places, Rollout, Route, rollout
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Task:
         draws: Sampled rollouts of each sequence.
         generator: Of every draw.
         places: Where the sequences stand in the batch of all processes.
+        route: How a mean rollout is computed, as `rollout` takes it.
+        rolled: The mean rollout, where it is there already.
     """
 
     prefix: Tensor
@@ -40,6 +42,8 @@ class Task:
     draws: int
     generator: torch.Generator
     places: Places | None = None
+    route: Route = "auto"
+    rolled: Rollout | None = None
 
     def copies(self, count: int) -> Task:
         """Every sequence `count` times, neighbours being copies."""
@@ -61,6 +65,8 @@ Objective = Callable[[HeadedModel, Task, "Critic | None"], Outcome]
 
 def roll(model: HeadedModel, task: Task, sample: bool, scored: bool = True) -> Rollout:
     """One rollout of every sequence."""
+    if task.rolled is not None and not sample:
+        return task.rolled
     state, newest = model.start_noised(task.prefix, task.clean)
     return rollout(
         model,
@@ -73,6 +79,7 @@ def roll(model: HeadedModel, task: Task, sample: bool, scored: bool = True) -> R
         scored=scored,
         state=state,
         places=task.places,
+        route="auto" if sample else task.route,
     )
 
 

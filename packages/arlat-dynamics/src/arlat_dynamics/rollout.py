@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from arlat_core.distributions import StepDistribution
@@ -10,22 +10,12 @@ from arlat_core.types import Corrector
 from torch import Tensor
 
 from arlat_dynamics.base import Dynamics, State
+from arlat_dynamics.fused import obstacle, one_rollout
+from arlat_dynamics.models.mlp import ResidualMLP
+from arlat_dynamics.rolled import Rollout
 
-
-class Rollout(NamedTuple):
-    """What happened at each of k steps.
-
-    Attributes:
-        state_in: State entering the step, [b k d]; the first is the last frame of the prefix.
-        step: Displacement that the model took, [b k d], before any injection.
-        log_prob: Log-density of the true displacement under the model's law at its own window, [b k], nats.
-        clipped: Whether the step was longer than `longest` and was shortened to it, [b k].
-    """
-
-    state_in: Tensor
-    step: Tensor
-    log_prob: Tensor
-    clipped: Tensor
+__all__ = ["Places", "Rollout", "Route", "draw", "injections", "rollout", "shorten"]
+Route = Literal["auto", "fused", "eager"]
 
 
 class Places(NamedTuple):
@@ -85,6 +75,7 @@ def rollout(
     scored: bool = True,
     state: State | None = None,
     places: Places | None = None,
+    route: Route = "auto",
 ) -> Rollout:
     """Rolls `model` out for k steps after prefix [b w d], beside the true frames truth [b k d] that follow it.
 
@@ -96,8 +87,12 @@ def rollout(
     densities are not asked for where only the states, or their derivatives, matter. `state` is the model's before the newest
     frame of the prefix, where it is not what `unroll` makes of the frames before; `places` says whose draws are taken.
 
+    `route` = "auto" takes the fused op (`arlat_dynamics.fused`) where `obstacle` has nothing against it, and else the loop below;
+    "fused" and "eager" force one. Both give the same up to rounding; in the fused one a sequence ends (NaN) with the step
+    whose true frame is injected and not finite.
+
     Raises:
-        ValueError: When shapes or the number of steps do not fit, or `sample` has no generator.
+        ValueError: When shapes or the number of steps do not fit, `sample` has no generator, or the forced route cannot be taken.
     """
     b, k = truth.shape[:2]
     if prefix.shape[0] != b or prefix.shape[1] < 1 or {prefix.shape[2], truth.shape[2]} != {model.dim}:
@@ -112,6 +107,29 @@ def rollout(
     mask = mask.expand(b, k)
     if sample and generator is None:
         raise ValueError("A sample rollout needs a generator.")
+    why = obstacle(model, sample=sample, correct=correct)
+    if route == "fused" and why is not None:
+        raise ValueError(f'{why} Use route="auto" or "eager".')
+    if route != "eager" and why is None:
+        return one_rollout(cast(ResidualMLP, model), prefix, truth, mask, longest, scored, state)
+    return by_steps(model, prefix, truth, mask, sample, generator, correct, longest, scored, state, places)
+
+
+def by_steps(
+    model: Dynamics,
+    prefix: Tensor,
+    truth: Tensor,
+    mask: Tensor,
+    sample: bool,
+    generator: torch.Generator | None,
+    correct: Corrector | None,
+    longest: float | None,
+    scored: bool,
+    state: State | None,
+    places: Places | None,
+) -> Rollout:
+    """`rollout` with the mask [b k], as a loop over the model's own `step`: any model, sampled or not, corrected or not."""
+    b, k = truth.shape[:2]
     true_step = torch.cat([truth[:, :1] - prefix[:, -1:], truth.diff(dim=1)], 1)
     if state is None:
         state = model.unroll(prefix[:, :-1])[0] if prefix.shape[1] > 1 else model.initial(b)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from arlat_dynamics.headed import HeadConfig
 from arlat_dynamics.noise import NoiseConfig
+from arlat_dynamics.route import Asked
 
 
 class ModelConfig(BaseConfig):
@@ -95,6 +96,8 @@ class RolloutTrainConfig(BaseConfig):
     """Validation sequences looked at."""
     log_every: int = Field(10, gt=0)
     """Updates between two lines of metrics.jsonl."""
+    route: Asked = "auto"
+    """What computes the rollouts: fused (one op for all steps), graph (a CUDA graph of the losses) or eager (step by step)."""
     bf16: bool = False
     """Whether the network computes in bfloat16; laws and losses stay in float32."""
     seed: int = 0

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from arlat_core.distributed import Ranks
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from arlat_dynamics.headed import HeadedModel
 from arlat_dynamics.noise import FORMS, draw_noise
 from arlat_dynamics.objectives import OBJECTIVES, Critic, Task, reached
-from arlat_dynamics.rollout import Places, injections
+from arlat_dynamics.rollout import Places, Route, injections
 
 if TYPE_CHECKING:
     from arlat_dynamics.rollout_config import RolloutTrainConfig
@@ -48,7 +48,7 @@ class Draws(NamedTuple):
         return Draws(here.share(self.noise), here.share(self.level), here.share(self.inject), places)
 
 
-def draw_step(config: RolloutTrainConfig, dim: int, true_share: float, generator: torch.Generator) -> Draws:
+def draw_step(config: RolloutTrainConfig, dim: int, true_share: float, generator: Generator) -> Draws:
     """The draws of one step: noise, and injections with the probability `true_share`."""
     b, k = config.batch, config.steps
     noise, level = draw_noise(config.noise, (b, config.context + k, dim), generator)
@@ -62,52 +62,73 @@ def no_draws(frames: Tensor, steps: int) -> Draws:
 
 
 class RolloutLoss(nn.Module):
-    """The loss as a module whose forward it is, since data-parallel training wraps modules."""
+    """The loss as a module whose forward it is, since data-parallel training wraps modules; `route` is that of mean rollouts."""
 
-    def __init__(self, model: HeadedModel, config: RolloutTrainConfig, length: float) -> None:
+    def __init__(self, model: HeadedModel, config: RolloutTrainConfig, length: float, route: Route = "auto") -> None:
         super().__init__()
-        self.model, self.config, self.length = model, config, length
+        self.model, self.config, self.length, self.route = model, config, length, route
 
-    def task(self, frames: Tensor, draws: Draws, steps: int, generator: torch.Generator) -> tuple[Task, Tensor]:
-        """The rollout of `steps` steps from the noised context of frames [b w+K d], and all noised frames."""
+    def noised(self, frames: Tensor, draws: Draws) -> Tensor:
+        """What the model sees of frames [b t d]."""
+        form, level = FORMS[self.config.noise.form], draws.level.to(frames)
+        seen = form(self.model.standardise(frames), draws.noise[:, : frames.shape[1]].to(frames), level)
+        return torch.where(level > 0, self.model.unstandardise(seen), frames)
+
+    def task(self, noised: Tensor, frames: Tensor, inject: Tensor, generator: Generator, places: Places | None) -> Task:
+        """The rollout from the noised context of frames [b w+k d]."""
         w, config = self.config.context, self.config
-        frames = frames[:, : w + steps]
-        plain = self.model.standardise(frames)
-        noised = FORMS[config.noise.form](plain, draws.noise[:, : w + steps].to(frames), draws.level.to(frames))
-        noised = torch.where(draws.level.to(frames) > 0, self.model.unstandardise(noised), frames)
         longest = None if config.longest is None else config.longest * self.length
-        inject = draws.inject[:, :steps].to(frames.device)
+        rest = (longest, self.length, config.draws, generator, places, self.route)
+        return Task(noised[:, :w], frames[:, :w], frames[:, w:], inject, *rest)
+
+    def begin(self, frames: Tensor, draws: Draws, steps: int, generator: Generator) -> tuple[Task, Tensor, Tensor]:
+        """The task of `steps` steps of frames [b w+K d], and all of these frames [b w+steps d] noised and clean."""
+        frames = frames[:, : self.config.context + steps]
+        noised = self.noised(frames, draws)
         places = draws.places
         if places is not None:
             places = places._replace(rows=places.rows.to(frames.device))
-        rest = (longest, self.length, config.draws, generator, places)
-        return Task(noised[:, :w], frames[:, :w], frames[:, w:], inject, *rest), noised
+        task = self.task(noised, frames, draws.inject[:, :steps].to(frames.device), generator, places)
+        return task, noised, frames
 
     def forward(
         self,
         frames: Tensor,
         draws: Draws,
         steps: int,
-        generator: torch.Generator,
+        generator: Generator,
         objective: str | None = None,
         critic: Critic | None = None,
     ) -> Losses:
         """The losses of true frames [b w+K d] rolled out `steps` steps, by the configured objective unless another is named."""
-        w, config = self.config.context, self.config
-        task, noised = self.task(frames, draws, steps, generator)
+        task, noised, clean = self.begin(frames, draws, steps, generator)
+        return self.judged(task, noised, clean, objective, critic)
+
+    def judged(
+        self,
+        task: Task,
+        noised: Tensor,
+        clean: Tensor,
+        objective: str | None = None,
+        critic: Critic | None = None,
+        taught: Tensor | None = None,
+    ) -> Losses:
+        """The losses of a task; `taught` is log p of the steps at true windows, where it is there already."""
+        config = self.config
         outcome = OBJECTIVES[objective or config.objective](self.model, task, critic)
-        zero = outcome.loss.new_zeros(())
-        teacher = self.teacher(noised, frames[:, : w + steps]) if config.teacher_weight > 0 else zero
+        teacher = state = outcome.loss.new_zeros(())
+        if config.teacher_weight > 0:
+            taught = self.taught(noised, clean) if taught is None else taught
+            teacher = -taught.mean() / self.model.dim
         states = reached(outcome.rolled)
-        state = zero
         if config.state_weight > 0:
             truth = task.truth.repeat_interleave(len(states) // len(task.truth), 0)
             state = (states - truth).square().sum(-1).mean() / self.length**2
         total = outcome.loss + config.teacher_weight * teacher + config.state_weight * state
         return Losses(total, outcome.loss, teacher, state, outcome.rolled.clipped.float().mean(), states)
 
-    def teacher(self, noised: Tensor, clean: Tensor) -> Tensor:
-        """NLL per dimension of the step from every noised frame z̃_t (t ≥ w) to the clean frame after it."""
+    def taught(self, noised: Tensor, clean: Tensor) -> Tensor:
+        """log p [b k] of the step from every noised frame z̃_t (t ≥ w) to the clean frame after it."""
         w = self.config.context
         laws = self.model.unroll_noised(noised[:, :-1], clean[:, :-1])[1].slice((slice(None), slice(w - 1, None)))
-        return -laws.log_prob(clean[:, w:] - noised[:, w - 1 : -1]).mean() / self.model.dim
+        return laws.log_prob(clean[:, w:] - noised[:, w - 1 : -1])

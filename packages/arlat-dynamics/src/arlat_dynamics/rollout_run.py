@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from arlat_dynamics.headed import HeadedModel
 from arlat_dynamics.objectives import JUDGED_BY, Critic
+from arlat_dynamics.rollout import Route
 from arlat_dynamics.rollout_config import RolloutTrainConfig, rollout_steps, stream, true_share
 from arlat_dynamics.rollout_loss import Draws, Losses, RolloutLoss, draw_step, no_draws
+from arlat_dynamics.route import Way, training_route
 from arlat_dynamics.sequences import Sequences
 from arlat_dynamics.train import MOST_SKIPPED, copy_state, learning_rate
 
 SEQUENCES, CHANCE, ROLLOUT, JUDGE = range(4)  # what a generator is for
+WITHIN: dict[Way, Route] = {"fused": "fused", "graph": "auto", "eager": "eager"}  # how `rollout` is told
 BLOCK = 256  # validation sequences at a time
 
 
@@ -43,7 +46,9 @@ class Run:
     ) -> None:
         self.model, self.sequences, self.config, self.out, self.here = model, sequences, config, out, here
         self.progress = progress
-        self.loss = RolloutLoss(model, config, float(model.head.scale))
+        sampled, operands = config.objective != "mean_nll", "bfloat16" if config.bf16 else "float32"
+        self.route = training_route(config.route, model, sampled, operands, here.device, here.world)
+        self.loss = RolloutLoss(model, config, float(model.head.scale), WITHIN[self.route.way])
         self.wrapped = here.wrap(self.loss)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.critic: Critic | None = None
@@ -132,7 +137,7 @@ class Run:
                 self.critic.requires_grad_(True)
                 set_rate(self.critic_optimiser, rate * config.critic_lr)
                 self.critic_optimiser.zero_grad()
-                task, _ = self.loss.task(frames, draws, steps, generator)
+                task = self.loss.begin(frames, draws, steps, generator)[0]
                 self.wrapped_critic(task, losses.states).backward()
                 self.critic_optimiser.step()
         return losses, norm
@@ -233,6 +238,7 @@ class Run:
             "initial_loss": number(self.initial),
             "best_loss": number(self.best[1]),
             "skipped": self.skipped,
+            "route": str(self.route),
             "sequences": sequences,
             "notes": self.notes,
         }

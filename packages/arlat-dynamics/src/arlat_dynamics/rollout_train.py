@@ -38,12 +38,13 @@ def train_rollout(
     out: Path,
     device: str = "cpu",
     progress: Progress = lambda _: None,
+    announce: Progress = lambda _: None,
 ) -> HeadedModel:
     """Trains a model on the training split of `store` and leaves it in `out`/model; a finished one is read, a killed one goes on.
 
     `out`/metrics.jsonl has a line every few updates, `out`/fit.json what came of it. The model kept is the one with the
     smallest validation loss (the whole loss at all K steps, without noise or injections; of the adversarial objective: the energy score),
-    that before the first update included.
+    that before the first update included. `progress` hears where the training is, `announce` once which way rollouts are computed.
     """
     folder = out / "model"
     if checkpoint.exists(folder):
@@ -56,6 +57,7 @@ def train_rollout(
         near = windows(store.load("train"), config.context, 1)
         model: HeadedModel = module.start(settings, near, *split_speakers(near, config.seed), generator)
         run = Run(model.to(here.device), sequences, config, out, here, progress)
+        announce(str(run.route))
         run.resume()
         with stopping() as stopped:
             run.train(stopped)

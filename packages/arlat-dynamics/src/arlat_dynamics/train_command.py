@@ -66,7 +66,7 @@ def train_one(config: Config, store: LatentStore, console: Console, measured: in
                 about = manifest(config.seed, settings, {"store": store.hash}, config.device)
                 write_json(config.out / "manifest.json", about)
         status = held.enter_context(console.status("training"))
-        model = train_rollout(store, training, config.out, config.device, lambda text: status.update(text))
+        model = train_rollout(store, training, config.out, config.device, status.update, console.print)
         if not here.first:
             return {}
         status.update("figures")

@@ -16,12 +16,7 @@ from typing import Any
 import torch
 from arlat_core.files import atomic_write
 from arlat_core.seed import seeded
-from arlat_data.corpus import scan
 from arlat_data.mel_distance import MelDistance
-from arlat_data.splits import SPLITS
-from rich.console import Console
-from rich.progress import Progress as Bar
-from rich.progress import TaskID
 from torch import Tensor
 
 from arlat_vae import ar_losses

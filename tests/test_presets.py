@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arlat_core.config import Config as BaseConfig
 from arlat_core.config import grid_points, parse_sweep, point_name, read_preset
 from arlat_core.run import flatten
+from arlat_vae.inner_train import Config as InnerConfig
 from arlat_vae.train_config import Config
 
 VAE = sorted((Path(__file__).resolve().parents[1] / "conf" / "vae").glob("*.toml"))
@@ -13,11 +15,12 @@ VAE = sorted((Path(__file__).resolve().parents[1] / "conf" / "vae").glob("*.toml
 
 @pytest.mark.parametrize("path", VAE, ids=lambda path: path.stem)
 def test_vae_presets(path: Path) -> None:
-    needed = ["data.audio_dir=speech", "--out", "run"]
+    cls: type[BaseConfig] = InnerConfig if path.stem == "inner" else Config
+    needed = ["data.latents_dir=store" if path.stem == "inner" else "data.audio_dir=speech", "out=run"]
     values, grid = read_preset(path)
     preset: dict[str, Any] = flatten(values)
-    defaults = flatten(parse_sweep(Config, needed)[""].model_dump(mode="json"))
-    points = parse_sweep(Config, [str(path), *needed])
+    defaults = flatten(parse_sweep(cls, needed)[""].model_dump(mode="json"))
+    points = parse_sweep(cls, [str(path), *needed])
     expected = {point_name(point): flatten(point) for point in grid_points(grid)}
     assert points.keys() == expected.keys()
     for name, config in points.items():

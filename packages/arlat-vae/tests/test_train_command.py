@@ -13,7 +13,7 @@ from arlat_core.testing.codec import example_audio
 from arlat_data.codecs import build_codec
 from arlat_vae import checkpoint, train_command
 from arlat_vae.model import VAE
-from arlat_vae.train_command import encode_whole, main
+from arlat_vae.train_command import encode_whole, main, on_latents
 
 PROG = "arlat vae train"
 SMALL = ["data.crop.frames=6", "train.steps=2", "train.batch=1", "held_out_crops=2", "bottleneck.dim=5", "save_every=1"]
@@ -39,7 +39,7 @@ def test_the_command_makes_a_codec(speech: Path, tmp_path: Path, capsys: pytest.
     assert "bit/s" in told
     assert build_codec(f"vae={run / 'vae'}").spec.codec == "vae:5,beta=0.01,ar_loss=pred"
     written = (run / "vae" / "vae.safetensors").read_bytes()
-    (run / "train.npy").unlink()  # nothing is read again
+    next((run / "audio").glob("*/train.npy")).unlink()  # nothing is read again
     for again in (command, ["--resume", str(run)]):
         assert main(again, PROG) == 0
         assert "is finished already: on held-out" in capsys.readouterr().out
@@ -102,3 +102,14 @@ def test_a_clip_is_encoded_in_blocks_as_in_one(vae: VAE, monkeypatch: pytest.Mon
     with torch.no_grad():
         whole = vae.encode(audio[None]).mean[0]
     torch.testing.assert_close(encode_whole(vae, audio), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_trained_on_is_seen_from_the_arguments(tmp_path: Path) -> None:
+    preset, run = tmp_path / "p.toml", tmp_path / "run"
+    preset.write_text('[data]\nlatents_dir = "store"\n')
+    run.mkdir()
+    (run / "resolved.json").write_text('{"data": {"latents_dir": "store"}}')
+    for arguments in (["data.latents_dir=x"], ["--data.latents-dir", "x"], [str(preset)], ["--resume", str(run)]):
+        assert on_latents(arguments), arguments
+    for arguments in (["data.audio_dir=latents_dir"], ["--resume", str(tmp_path)], ["--help"]):
+        assert not on_latents(arguments), arguments

@@ -18,7 +18,7 @@ from arlat_core.config import Config, UserError, validate
 from arlat_core.files import write_json
 
 T = TypeVar("T", bound=Config)
-
+RESOLVED = "resolved.json"  # every setting of a run, which `--resume RUN` reads
 VERSIONED = (
     "arlat-kernels",
     "arlat-core",
@@ -77,20 +77,17 @@ def run_directory(path: Path, settings: dict[str, Any]) -> Iterator[int]:
         lock.release()
 
 
-def resumed(arguments: list[str], cls: type[T]) -> dict[str, T] | None:
-    """The configuration of RUN, as the one point "" of a sweep, where the arguments are `--resume RUN`; else None.
-
-    A command that can be resumed writes it to RUN/resolved.json. Raises UserError where there is none.
-    """
+def resumed(cls: type[T], arguments: list[str]) -> T | None:
+    """The settings of RUN, with RUN as its `out`, where the arguments are `--resume RUN`; else nothing."""
     if arguments[:1] != ["--resume"]:
         return None
     if len(arguments) != 2:
         raise UserError("--resume takes one run directory and nothing else: it goes on with that run's own settings.")
-    path = Path(arguments[1]) / "resolved.json"
+    path = Path(arguments[1]) / RESOLVED
     if not path.is_file():
-        raise UserError(f"{arguments[1]} is no training to go on with: it has no resolved.json. Give a run directory.")
+        raise UserError(f"{arguments[1]} is no training to go on with: it has no {RESOLVED}. Give a run directory.")
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {"": validate(cls, values | {"out": arguments[1]}, str(path))}
+    return validate(cls, values | {"out": arguments[1]}, str(path))
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

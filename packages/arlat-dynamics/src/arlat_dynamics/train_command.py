@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError, parse_sweep
 from arlat_core.files import atomic_write, safe_name, write_json
-from arlat_core.run import manifest, resumed, run_directory
+from arlat_core.run import RESOLVED, manifest, resumed, run_directory
 from pydantic import Field
 
 from arlat_dynamics.noise import NoiseConfig
@@ -62,7 +62,7 @@ def train_one(config: Config, store: LatentStore, console: Console, measured: in
         with here.first_decides():
             if here.first:
                 held.enter_context(run_directory(config.out, settings))
-                write_json(config.out / "resolved.json", config.model_dump(mode="json"))
+                write_json(config.out / RESOLVED, config.model_dump(mode="json"))
                 about = manifest(config.seed, settings, {"store": store.hash}, config.device)
                 write_json(config.out / "manifest.json", about)
         status = held.enter_context(console.status("training"))
@@ -165,8 +165,9 @@ def shown(value: Value | None) -> str:
 
 def main(arguments: list[str], prog: str) -> int:
     """Trains one model, or all points of a [grid] and writes OUT/table.md and table.json; returns the exit status."""
-    points = resumed(arguments, Config) or parse_sweep(
-        Config, arguments, prog, "Trains a dynamics model on its own rollouts."
+    again = resumed(Config, arguments)
+    points = (
+        {"": again} if again else parse_sweep(Config, arguments, prog, "Trains a dynamics model on its own rollouts.")
     )
     from arlat_core.distributed import ranks
     from arlat_data.store import LatentStore

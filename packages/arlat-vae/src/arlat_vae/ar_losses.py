@@ -140,6 +140,14 @@ class ARState:
     optimiser: torch.optim.Optimizer | None = None
     multipliers: Multipliers = field(default_factory=Multipliers)
 
+    def models(self) -> dict[str, torch.nn.Module]:
+        """The modules by name."""
+        return {} if self.predictor is None else {"predictor": self.predictor}
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name."""
+        return {} if self.optimiser is None else {"predictor_optimiser": self.optimiser}
+
     def about(self) -> dict[str, Any]:
         """What of it is no tensor; nothing where nothing is steered."""
         if not self.multipliers.log:

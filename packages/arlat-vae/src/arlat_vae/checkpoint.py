@@ -1,19 +1,24 @@
-"""A trained VAE on disk: `vae.safetensors`, and `vae.json` written last, which says what it is."""
+"""A trained VAE on disk: `vae.safetensors`, and `vae.json` written last, which says what it is; `inner.*` for a VAE of latents."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError, validate
 from arlat_core.files import atomic_write, sha256_file, write_json
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
+from arlat_vae.inner import Config as InnerConfig
+from arlat_vae.inner import InnerVAE
 from arlat_vae.model import VAE, Config
 
-SCHEMA = "arlat-vae/1"
+SCHEMAS = {"vae": "arlat-vae/1", "inner": "arlat-inner/1"}
+C = TypeVar("C", bound=BaseConfig)
 
 
 class Training(BaseConfig):
@@ -37,51 +42,78 @@ class Training(BaseConfig):
 UNKNOWN = Training()
 
 
-class About(BaseConfig):
-    """What vae.json says."""
+class About(BaseConfig, Generic[C]):
+    """What vae.json, or inner.json, says."""
 
     schema_name: str
     """Version of the format."""
-    model: Config
+    model: C
     """The shape."""
     training: Training = UNKNOWN
     """What it was trained for."""
     sha256: str
-    """Hash of vae.safetensors."""
+    """Hash of the weights."""
 
 
-def exists(folder: Path) -> bool:
-    """Whether `folder` holds a whole VAE."""
-    return (folder / "vae.json").is_file()
+def exists(folder: Path, name: str = "vae") -> bool:
+    """Whether `folder` holds a whole VAE, as NAME.json and NAME.safetensors."""
+    return (folder / f"{name}.json").is_file()
 
 
-def save(model: VAE, folder: Path, training: Training = UNKNOWN) -> None:
+def save(model: VAE | InnerVAE, folder: Path, training: Training = UNKNOWN, name: str = "vae") -> None:
     """Writes `model`; a crash leaves the old VAE or none."""
-    (folder / "vae.json").unlink(missing_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    atomic_write(folder / "vae.safetensors", to_bytes(tensors))
-    digest = sha256_file(folder / "vae.safetensors")
-    about = About(schema_name=SCHEMA, model=model.config, training=training, sha256=digest)
-    write_json(folder / "vae.json", about.model_dump(mode="json"))
+    description, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
+    description.unlink(missing_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    atomic_write(weights, to_bytes(tensors))
+    about = {
+        "schema_name": SCHEMAS[name],
+        "model": model.config.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+        "sha256": sha256_file(weights),
+    }
+    write_json(description, about)
+
+
+def read(folder: Path, name: str, config: type[C]) -> tuple[About[C], dict[str, Tensor]]:
+    """What `folder` says of its VAE and its weights; raises UserError when there is no whole one, or they are not those written."""
+    folder = folder.expanduser()
+    path, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
+    if not exists(folder, name):
+        raise UserError(
+            f"{folder} holds no finished VAE (no {path.name}). Give the folder that `arlat vae train` wrote, RUN/{name}."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no JSON: {error}. Train the VAE anew.") from error
+    about = validate(About[config], values, str(path))  # type: ignore[valid-type]
+    if about.schema_name != SCHEMAS[name]:
+        raise UserError(f"{path} has the schema {about.schema_name!r}, not {SCHEMAS[name]!r}. Train the VAE anew.")
+    if not weights.is_file() or sha256_file(weights) != about.sha256:
+        raise UserError(f"{weights} is missing or is not the file that was written. Train the VAE anew.")
+    return about, load_file(weights)
 
 
 def load(folder: Path) -> tuple[VAE, Training]:
-    """Reads the VAE of `folder` and what it was trained for; raises UserError when there is no whole one, or its weights are not those written."""
-    folder = folder.expanduser()
-    if not exists(folder):
-        raise UserError(
-            f"{folder} holds no finished VAE (no vae.json). Give the folder that `arlat vae train` wrote, RUN/vae."
-        )
-    try:
-        values = json.loads((folder / "vae.json").read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}/vae.json is no JSON: {error}. Train the VAE anew.") from error
-    about = validate(About, values, f"{folder}/vae.json")
-    if about.schema_name != SCHEMA:
-        raise UserError(f"{folder}/vae.json has the schema {about.schema_name!r}, not {SCHEMA!r}. Train the VAE anew.")
-    weights = folder / "vae.safetensors"
-    if not weights.is_file() or sha256_file(weights) != about.sha256:
-        raise UserError(f"{weights} is missing or is not the file that was written. Train the VAE anew.")
+    """Reads the VAE of `folder` and what it was trained for; raises as `read`."""
+    about, tensors = read(folder, "vae", Config)
     model = VAE(about.model)
-    model.load_state_dict(load_file(weights))
+    model.load_state_dict(tensors)
     return model, about.training
+
+
+def load_inner(folder: Path) -> tuple[InnerVAE, Training]:
+    """Reads the VAE of latents of `folder` and what it was trained for; raises as `read`."""
+    about, tensors = read(folder, "inner", InnerConfig)
+    model = InnerVAE(about.model)
+    model.load_state_dict(tensors)
+    return model, about.training
+
+
+def require(asked: BaseConfig, dim: int, training: Training, folder: Path) -> None:
+    """Raises UserError where options of a codec text that name what a VAE is (dim, beta, ar_loss) are not true of it."""
+    has = {"dim": dim, **training.model_dump()}
+    wanted = asked.model_dump(include=set(has), exclude_defaults=True)
+    if wrong := [f"{name} {has[name]!r}, not {value!r}" for name, value in wanted.items() if has[name] != value]:
+        raise UserError(f"The VAE of {folder} has {', '.join(wrong)}. Leave out what does not matter.")

@@ -25,6 +25,7 @@ from arlat_vae.balancer import balance
 from arlat_vae.bottleneck import kl_report
 from arlat_vae.crops import Clips, batch, counter
 from arlat_vae.discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_loss
+from arlat_vae.inner import InnerVAE
 from arlat_vae.losses import Loss, STFTLoss, waveform_loss
 from arlat_vae.model import VAE, build, sized
 from arlat_vae.train_config import Config, OptimiserConfig
@@ -129,7 +130,7 @@ def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: 
     norm, taken = descend(trainee.model, trainee.optimiser, backward, trainee.step, config.train)
     if taken:
         trainee.norms = norms
-        follow(trainee, config.train)
+        follow(trainee.average, trainee.model, trainee.step, config.train)
     trainee.skipped += not taken
     trainee.in_a_row = 0 if taken else trainee.in_a_row + 1
     shown |= {name: float(value.detach()) for name, value in values.items()}
@@ -137,17 +138,17 @@ def update(trainee: Trainee, audio: Tensor, losses: Mapping[str, Loss], config: 
     return shown | kl_report(law, trainee.model.config.frame_rate)
 
 
-def follow(trainee: Trainee, config: OptimiserConfig) -> None:
+def follow(average: torch.nn.Module, model: torch.nn.Module, step: int, config: OptimiserConfig) -> None:
     """Moves the average towards the model: a ← d·a + (1 − d)·w with d = min(ema, (1 + step)/(10 + step))."""
-    decay = min(config.ema, (1 + trainee.step) / (10 + trainee.step))
+    decay = min(config.ema, (1 + step) / (10 + step))
     with torch.no_grad():
-        for kept, value in zip(trainee.average.parameters(), trainee.model.parameters(), strict=True):
+        for kept, value in zip(average.parameters(), model.parameters(), strict=True):
             kept.lerp_(value, 1 - decay)
 
 
 @torch.no_grad()
-def listen(model: VAE, audio: Tensor, losses: Mapping[str, Loss]) -> dict[str, float]:
-    """The losses on the decoded posterior mean of crops [b n], and their KL.
+def listen(model: VAE | InnerVAE, audio: Tensor, losses: Mapping[str, Loss]) -> dict[str, float]:
+    """The losses on the decoded posterior mean of crops ([b n], or latents [b t d] where they are what is encoded), and their KL.
 
     `NAME_floor` is a loss with the latents of another crop: what the decoder has without hearing anything. A model whose
     losses are at their floors has collapsed.

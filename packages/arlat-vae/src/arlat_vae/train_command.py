@@ -1,34 +1,33 @@
-"""`arlat vae train`: a folder of speech to a VAE, RUN/vae, which `vae=RUN/vae` uses as a codec, or a [grid] of them to one table."""
+"""`arlat vae train`: a folder of speech to a VAE, RUN/vae, which `vae=RUN/vae` uses as a codec; a latent store to one of latents."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from arlat_core.config import UserError, parse_sweep
-from arlat_core.files import atomic_write, safe_name, write_json
-from arlat_core.run import manifest, resumed, run_directory
-from arlat_core.types import Value
+from arlat_core.config import read_preset, split_arguments
+from arlat_core.files import write_json
+from arlat_core.run import RESOLVED, manifest, run_directory
 from arlat_data.corpus import Corpus, Utterance, scan
 from arlat_data.splits import SPLITS
-from rich.console import Console
 from rich.progress import Progress as Bar
-from rich.progress import TaskID
 from torch import Tensor
 
-from arlat_vae import checkpoint
+from arlat_vae import checkpoint, inner_command
 from arlat_vae.crops import Clips, prepare
+from arlat_vae.inner_train import Config as InnerConfig
 from arlat_vae.model import VAE, sized
 from arlat_vae.probe import Sequences, probe
-from arlat_vae.train import read_rows, train
+from arlat_vae.sweep import PROBED, Judged, read_judged, run, show
+from arlat_vae.train import train
 from arlat_vae.train_config import Config
 
+STORE_FLAG = re.compile(r"--data\.latents[_-]dir(=|$)")
 BLOCK_SECONDS = 20.0  # of audio that are encoded at once, so that long clips need no more memory
-Figures = dict[str, Value]
 
 
 class Speech:
@@ -46,9 +45,10 @@ class Speech:
         return self.corpora[key]
 
     def read(self, config: Config, folder: Path) -> dict[str, Clips]:
-        """The clips of either split, from `folder` where they have been read already."""
+        """The clips of either split, from below `folder` where they have been read already."""
         parts: dict[str, Clips] = {}
         sample_rate = sized(config.size).sample_rate
+        folder = folder / f"{self.corpus(config).hash}-{sample_rate}"
         folder.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             task = self.bar.add_task(f"reading {split}", total=None)
@@ -61,11 +61,6 @@ class Speech:
 def of_split(corpus: Corpus, split: str) -> list[Utterance]:
     """The utterances of a split, in the order in which `Speech.read` lays them down."""
     return [utterance for utterance in corpus.utterances if utterance.split == split]
-
-
-def show(bar: Bar, task: TaskID, done: int, planned: int) -> None:
-    """Moves one task of a progress bar."""
-    bar.update(task, completed=done, total=planned)
 
 
 @torch.no_grad()
@@ -87,18 +82,18 @@ def sequences(model: VAE, clips: Clips, utterances: list[Utterance], at_most: in
     return Sequences([encode_whole(model, audio) for audio in whole], [utterances[index].speaker for index in chosen])
 
 
-def train_one(config: Config, speech: Speech, prepared: Path) -> tuple[Figures, list[dict[str, Any]]]:
-    """Trains the VAE of OUT/vae and judges its latents in OUT/probe.json; figures, and the rows of held-out speakers."""
+def train_one(speech: Speech, config: Config, shared: Path) -> Judged:
+    """Trains the VAE of OUT/vae and judges its latents in OUT/probe.json; the samples that are read lie under `shared`."""
     corpus = speech.corpus(config)
     settings = config.model_dump(mode="json", exclude={"out": True, "data": {"audio_dir"}}) | {"corpus": corpus.hash}
-    folder, judged = config.out / "vae", config.out / "probe.json"
+    folder = config.out / "vae"
     with run_directory(config.out, settings):
         if not checkpoint.exists(folder):
-            write_json(config.out / "resolved.json", config.model_dump(mode="json"))
+            write_json(config.out / RESOLVED, config.model_dump(mode="json"))
             write_json(
                 config.out / "manifest.json", manifest(config.seed, settings, {"corpus": corpus.hash}, config.device)
             )
-            parts = speech.read(config, prepared)
+            parts = speech.read(config, shared / "audio")
             task = speech.bar.add_task("training", total=config.train.steps)
             model = train(config, parts["train"], parts["eval"], partial(show, speech.bar, task)).average
             speech.bar.update(task, description="probing")
@@ -107,94 +102,32 @@ def train_one(config: Config, speech: Speech, prepared: Path) -> tuple[Figures, 
             ]
             figures = probe(latents[0], latents[1], model.config.frame_rate, config.probe, config.seed)
             speech.bar.remove_task(task)
-            write_json(judged, {name: value.model_dump(mode="json") for name, value in figures.items()})
+            write_json(config.out / PROBED, {name: value.model_dump(mode="json") for name, value in figures.items()})
             checkpoint.save(model, folder, checkpoint.Training(beta=config.loss.kl, ar_loss=config.ar.label()))
-    known = json.loads(judged.read_text(encoding="utf-8"))
-    rows = [row for row in read_rows(config.out / "metrics.jsonl") if row["part"] == "held_out"]
-    return {name: Value.model_validate(value) for name, value in known.items()}, rows
+    return read_judged(config.out)
 
 
-def train_grid(points: dict[str, Config], speech: Speech) -> int:
-    """Trains every point under OUT/points, the others going on where one fails, and writes OUT/table.md and table.json."""
-    found: dict[str, tuple[Figures, dict[str, Any]]] = {}
-    failed: dict[str, str] = {}
-    out = next(iter(points.values())).out
-    for name, config in points.items():
-        speech.bar.console.print(name)
-        try:
-            prepared = out / "audio" / f"{speech.corpus(config).hash}-{sized(config.size).sample_rate}"
-            one = config.model_copy(update={"out": out / "points" / safe_name(name)})
-            figures, rows = train_one(one, speech, prepared)
-            found[name] = figures, rows[-1]
-        except (UserError, ValueError, RuntimeError) as error:
-            failed[name] = str(error)
-            speech.bar.console.print(f"  failed: {error}")
-    text = table(found, failed)
-    atomic_write(out / "table.md", text)
-    kept = {
-        name: {"probe": {key: value.model_dump(mode="json") for key, value in figures.items()}, "held_out": row}
-        for name, (figures, row) in found.items()
-    }
-    write_json(out / "table.json", {"points": kept, "failed": failed})
-    print(f"{text}\n{out / 'table.md'}")
-    return 1 if failed else 0
-
-
-def table(found: Mapping[str, tuple[Figures, Mapping[str, Any]]], failed: Mapping[str, str]) -> str:
-    """The points as a Markdown table, a point a row."""
-    looked = [name for name in ("waveform", "stft", "mel") if any(f"{name}_floor" in row for _, row in found.values())]
-    probed = list(dict.fromkeys(name for figures, _ in found.values() for name in figures))
-    columns = [*looked, "KL nats/frame", "active units", *probed]
-    lines = [
-        "On held-out speakers: losses of crops decoded from the posterior mean (in brackets the floor, the latents of another crop), and what "
-        "a predictor trained from scratch on the frozen latents finds (95 % intervals over speakers, or utterances; the floor knows no "
-        "dynamics). `arlat diag battery` on a store of each is the measurement; this is a look.",
-        "",
-        "| point | " + " | ".join(columns) + " |",
-        "| --- |" + " --- |" * len(columns),
-    ]
-    for name, (figures, row) in found.items():
-        cells = [f"{row[loss]:.3g} ({row[f'{loss}_floor']:.3g})" for loss in looked]
-        cells += [f"{row['kl_nats_per_frame']:.3g}", f"{row['active_units']:.0f}"]
-        lines.append(f"| {name} | " + " | ".join(cells + [shown(figures[key]) for key in probed]) + " |")
-    lines += [f"| {name} | failed: {why} |" + " |" * (len(columns) - 1) for name, why in failed.items()]
-    some = next((value for figures, _ in found.values() for value in figures.values()), None)
-    if some is not None:
-        lines += [
-            "",
-            f"Behind the probe: {some.n.speakers} speakers, {some.n.utterances} utterances, {some.n.frames} frames.",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def shown(value: Value) -> str:
-    """A figure, its interval and its floor."""
-    if value.value is None:
-        return f"– ({value.status})"
-    span = "" if value.low is None or value.high is None else f" <small>[{value.low:.3g}, {value.high:.3g}]</small>"
-    return f"{value.value:.3g}{span} ({value.floor:.3g})" if value.floor is not None else f"{value.value:.3g}{span}"
-
-
-def summary(row: Mapping[str, Any]) -> str:
-    """One row's losses and KL in words."""
-    known = [name for name in ("waveform", "stft", "mel") if row.get(f"{name}_floor") is not None]
-    words = [f"{name} {row[name]:.3f} (floor {row[f'{name}_floor']:.3f})" for name in known]
-    return ", ".join([*words, f"KL {row['kl_nats_per_frame']:.1f} nats/frame, {row['active_units']:.0f} active units"])
+def on_latents(arguments: list[str]) -> bool:
+    """Whether the arguments, a preset among them, or the run that they resume, name a latent store (data.latents_dir)."""
+    data: list[dict[str, Any]] = []
+    if arguments[:1] == ["--resume"]:
+        path = Path(arguments[-1]) / RESOLVED
+        data = [json.loads(path.read_text(encoding="utf-8"))["data"]] if path.is_file() else []
+    presets, flags = split_arguments(arguments, Config.model_fields)
+    data += [read_preset(path)[0].get("data", {}) for path in presets]
+    return any("latents_dir" in table for table in data) or any(STORE_FLAG.match(flag) for flag in flags)
 
 
 def main(arguments: list[str], prog: str) -> int:
     """Trains one VAE, or all points of a [grid], and says what came of it; returns the exit status."""
-    points = resumed(arguments, Config) or parse_sweep(Config, arguments, prog, "Trains a VAE on a folder of speech.")
-    with Bar(console=Console(stderr=True)) as bar:
-        speech = Speech(bar)
-        if list(points) != [""]:
-            return train_grid(points, speech)
-        config = points[""]
-        done = " is finished already" if checkpoint.exists(config.out / "vae") else ""
-        figures, rows = train_one(config, speech, config.out)
-    first, last = rows[0], rows[-1]
-    print(
-        f"{config.out / 'vae'}{done}: on held-out speakers {summary(first)} at step {first['step']}, {summary(last)} at the end; "
-        f"a predictor from scratch finds {shown(figures['probe.information_rate'])} bit/s."
+    if on_latents(arguments):
+        make = inner_command.trainer
+        return run(InnerConfig, make, "inner", arguments, prog, "Trains a VAE of the latents of a store.")
+    return run(
+        Config, trainer, "vae", arguments, prog, "Trains a VAE on a folder of speech, or of latents (data.latents_dir)."
     )
-    return 0
+
+
+def trainer(bar: Bar) -> partial[Judged]:
+    """`train_one` for every point of a sweep, which share the speech."""
+    return partial(train_one, Speech(bar))

@@ -34,14 +34,12 @@ class Trainee:
     def models(self) -> dict[str, torch.nn.Module]:
         """The modules by name."""
         judge = {"judge": self.judge} if self.judge else {}
-        predictor = {"predictor": self.ar.predictor} if self.ar.predictor else {}
-        return {"model": self.model, "average": self.average, **judge, **predictor}
+        return {"model": self.model, "average": self.average, **judge, **self.ar.models()}
 
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers by name."""
         judge = {"judge_optimiser": self.judge_optimiser} if self.judge_optimiser else {}
-        predictor = {"predictor_optimiser": self.ar.optimiser} if self.ar.optimiser else {}
-        return {"optimiser": self.optimiser, **judge, **predictor}
+        return {"optimiser": self.optimiser, **judge, **self.ar.optimisers()}
 
 
 def save(trainee: Trainee, folder: Path) -> None:

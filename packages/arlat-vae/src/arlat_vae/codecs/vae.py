@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from arlat_core.config import Config as BaseConfig
-from arlat_core.config import UserError
 from arlat_core.types import LatentSpec, fingerprint
 from torch import Tensor
 
@@ -68,8 +67,5 @@ class VAECodec:
 def build(config: Config, device: str) -> VAECodec:
     """Reads the folder that training wrote."""
     model, training = checkpoint.load(config.folder)
-    has = {"dim": model.config.bottleneck.dim, **training.model_dump()}
-    asked = config.model_dump(include=set(has), exclude_defaults=True)
-    if wrong := [f"{name} {has[name]!r}, not {value!r}" for name, value in asked.items() if has[name] != value]:
-        raise UserError(f"The VAE of {config.folder} has {', '.join(wrong)}. Leave out what does not matter.")
+    checkpoint.require(config, model.config.bottleneck.dim, training, config.folder)
     return VAECodec(model, device, training)

@@ -190,6 +190,12 @@ def test_stage_2_rule_1_needs_rate_horizons_and_sound(change: dict[str, Any], st
     assert outcome(decide(several(BASE, MIMI_8, PLAIN, vae)), 5, "vae:ar_loss=pred").verdict.state == state
 
 
+def test_a_vae_of_latents_is_a_vae() -> None:
+    inner = one("inner:16,beta=0.01,ar_loss=pred|mimi", GOOD_VAE)
+    found = decide(several(BASE, MIMI_8, PLAIN, inner))
+    assert outcome(found, 5, "inner:16,beta=0.01,ar_loss=pred|mimi").verdict.state == "holds"
+
+
 def test_stage_2_asks_what_an_ar_loss_adds_to_a_beta_vae() -> None:
     def judged(change: dict[str, Any]) -> list[str]:
         vae = one(

@@ -13,6 +13,7 @@ from arlat_diag.conditions import Scene
 from arlat_diag.results import Representation, Results
 
 Part = Representation | None
+VAES = ("vae", "inner")  # of audio, and of another codec's latents
 
 
 def kind(codec: str) -> str:
@@ -72,7 +73,7 @@ def choose_baseline(results: Results, wanted: str = "") -> str | None:
 
 def is_codec(codec: str) -> bool:
     """Whether a codec text is that of a codec of audio: no wrapper, no trained VAE, no count of quantiser levels."""
-    return not source(codec) and not levels(codec) and kind(codec) not in ("vae", "readout", "rssm")
+    return not source(codec) and not levels(codec) and kind(codec) not in (*VAES, "readout", "rssm")
 
 
 def at_its_rate(about: Representation, base: Part) -> bool:
@@ -97,8 +98,8 @@ GROUPS: Final[Mapping[str, Callable[[Representation, Part], bool]]] = {
     "codecs at the baseline's frame rate": at_its_rate,
     "readouts": lambda about, base: of(about.spec.codec, base, "readout") and not overlaps(about.spec.codec),
     "nonlinear dynamics latents": lambda about, base: of(about.spec.codec, base, "rssm"),
-    "AR-loss VAEs": lambda about, _: kind(about.spec.codec) == "vae" and ar_loss(about) not in ("", "none"),
-    "β-VAEs": lambda about, _: kind(about.spec.codec) == "vae" and ar_loss(about) == "none",
+    "AR-loss VAEs": lambda about, _: kind(about.spec.codec) in VAES and ar_loss(about) not in ("", "none"),
+    "β-VAEs": lambda about, _: kind(about.spec.codec) in VAES and ar_loss(about) == "none",
 }
 """Whether a representation belongs to a group, given the baseline if there is one, which belongs to none."""
 

@@ -131,7 +131,7 @@ def test_l_pred_makes_latents_that_a_fresh_predictor_predicts() -> None:
     start = [0.8, 0.6]
     config = ARConfig(pred={"weight": 1.0}, predictor=PredictorConfig(window_frames=3, hidden=32))  # type: ignore[arg-type]
     encoder = learned(config, x, start)
-    kept = (encoder.weight[1] / encoder.weight[0]).abs()
+    kept = (encoder.weight[1] / encoder.weight[0]).detach().abs()
     before, after = worth(Choice(start)), worth(encoder)
     assert float(kept) > 3
     assert after > before + 0.5
@@ -141,7 +141,30 @@ def test_l_pred_makes_latents_that_a_fresh_predictor_predicts() -> None:
 def test_l_smooth_keeps_what_is_slow(autoregression: Process) -> None:
     x = torch.cat([autoregression(0.0, 1, (60, 40, 1)), autoregression(0.95, 2, (60, 40, 1))], -1)
     encoder = learned(ARConfig(smooth={"weight": 1.0}), x, [0.9, 0.4])  # type: ignore[arg-type]
-    assert float(encoder.weight[1].abs() / encoder.weight[0].abs()) > 5
+    assert float((encoder.weight[1] / encoder.weight[0]).detach().abs()) > 5
+
+
+def test_processes_share_the_predictor_s_gradient_and_what_steers() -> None:
+    """Two with different latents end with the same predictor and multipliers, those of neither alone."""
+    given = ARConfig.model_validate({"pred": {"weight": 1.0, "target": 0.0}, "predictor": {"hidden": 4}})
+    z = [torch.randn(8, 12, 2, generator=seeded(i)).cumsum(1) for i in (1, 2)]
+    seen: list[list[Tensor]] = [[], []]
+    for index in (0, 1):
+
+        def note(value: Tensor, index: int = index) -> Tensor:
+            seen[index].append(value.clone())
+            return value
+
+        ar_losses.ar_losses(ar_losses.start(2, given, seeded()), z[index], lambda x: x, given, seeded(3), note)
+    states = [ar_losses.start(2, given, seeded()) for _ in range(3)]
+    for index in (0, 1):
+        means = [(a + b) / 2 for a, b in zip(*seen, strict=True)]
+        ar_losses.ar_losses(states[index], z[index], lambda x: x, given, seeded(3), lambda _, means=means: means.pop(0))
+    ar_losses.ar_losses(states[2], z[0], lambda x: x, given, seeded(3))
+    first, second, own = (state.models()["predictor"].state_dict() for state in states)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any(not torch.equal(value, own[name]) for name, value in first.items())
+    assert states[0].multipliers == states[1].multipliers != states[2].multipliers
 
 
 def config(out: Path, **changes: Any) -> Config:

@@ -124,7 +124,12 @@ def main(arguments: list[str], prog: str) -> int:
         make = inner_command.trainer
         return run(InnerConfig, make, "inner", arguments, prog, "Trains a VAE of the latents of a store.")
     return run(
-        Config, trainer, "vae", arguments, prog, "Trains a VAE on a folder of speech, or of latents (data.latents_dir)."
+        Config,
+        trainer,
+        "vae",
+        arguments,
+        prog,
+        "Trains a VAE on a folder of speech, or with --data.latents-dir STORE on the latents of a store.",
     )
 
 

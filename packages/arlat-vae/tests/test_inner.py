@@ -73,3 +73,14 @@ def test_a_folder_comes_back_through_the_registry(model: InnerVAE, tmp_path: Pat
         build_codec(f"inner:4={tmp_path}")
     with pytest.raises(UserError, match=r"no vae\.json"):
         checkpoint.load(tmp_path)
+
+
+def test_without_layers_it_sees_one_frame_alone(model: InnerVAE) -> None:
+    config = Config.model_validate(model.config.model_dump() | {"layers": 0})
+    alone = build(config, MEAN, DEVIATION, torch.Generator().manual_seed(0))
+    x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        z = alone.encode(x).mean
+        torch.testing.assert_close(alone.encode(x[:, 4:5]).mean, z[:, 4:5])
+        torch.testing.assert_close(alone.decode(z[:, 4:5]), alone.decode(z)[:, 4:5])
+        assert not torch.allclose(model.encode(x[:, 4:5]).mean, model.encode(x).mean[:, 4:5], atol=1e-4)

@@ -54,7 +54,8 @@ def test_obstacles_to_a_graph() -> None:
 
 def test_models_on_a_cpu() -> None:
     fits, other = ResidualMLP(Config(dim=6)), ResidualMLP(Config(dim=6, head=HeadConfig(name="gaussian")))
-    assert str(training_route("auto", fits, False, "float32", "cpu")).startswith("rollout: fused (plain PyTorch: its ")
+    said = "rollout: fused (plain PyTorch: the model is on a CPU.)"
+    assert str(training_route("auto", fits, False, "float32", "cpu")) == said
     said = "rollout: eager (The fused rollout takes steps of a head vmf; the head of this model is gaussian.)"
     assert str(training_route("auto", other, False, "float32", "cpu")) == said
     assert "is sampled" in training_route("auto", fits, True, "float32", "cpu").why

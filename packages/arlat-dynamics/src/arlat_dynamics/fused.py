@@ -60,8 +60,12 @@ def twin(model: ResidualMLP, operands: str = "float32") -> tuple[str, str]:
     frames = model.center.new_empty(1, 0, model.context + 1, model.dim)
     inputs = (frames, torch.empty(1, 0, 1, dtype=torch.bool, device=frames.device), *net)
     name = residual_rollout_op.pick(*inputs, operands=operands)
+    if name == "triton":
+        return name, ""
+    if frames.device.type == "cpu":
+        return name, "the model is on a CPU."
     why = residual_rollout_op.twins["triton"].obstacle(*inputs, operands=operands)
-    return name, "" if name == "triton" else why or f"{VARIABLE} asks for {name}."
+    return name, why or f"{VARIABLE} asks for {name}."
 
 
 def operands_here(device: torch.device) -> str:
@@ -82,10 +86,15 @@ def one_rollout(
     """`arlat_dynamics.rollout.rollout` of one model with the mask [b k]: a mean rollout without a corrector."""
     if state is not None:
         prefix = prefix[:, -1:] if state.empty else torch.cat([state.frames, prefix[:, -1:]], 1)
-    bound = LONGEST if longest is None else longest / float(model.head.scale)
+    bound = typical_bound(None if longest is None else longest / float(model.head.scale))
     operands = operands_here(truth.device)
     out = mean_rollouts([model], prefix[None], truth[None], mask[None], bound, operands, scored)
     return Rollout(*(part[0] for part in out))
+
+
+def typical_bound(longest: float | None) -> float:
+    """The longest step in typical ones, where None is no bound but the op's own."""
+    return LONGEST if longest is None else longest
 
 
 def mean_rollouts(
@@ -208,7 +217,7 @@ def weights_of_one(model: ResidualMLP) -> ResidualWeights:
     linear = model.head.linear
     gain = torch.cat([linear.bias.new_ones(dim), linear.bias.new_full((3,), SCALAR_GAIN)])
     shift = torch.zeros_like(linear.bias)
-    shift[dim] = math.log(math.expm1(KAPPA_START))
+    shift[dim : dim + 1].fill_(math.log(math.expm1(KAPPA_START)))  # an item that is set would wait for the device
     return ResidualWeights(
         enter=torch.stack(enter) * unit,
         enter_bias=model.enter.bias,

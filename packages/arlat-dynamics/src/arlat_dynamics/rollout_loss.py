@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from arlat_core.distributed import Ranks
 from torch import Generator, Tensor, nn
 
+from arlat_dynamics.fused import mean_rollouts, obstacle, operands_here, typical_bound
 from arlat_dynamics.headed import HeadedModel
+from arlat_dynamics.models.mlp import ResidualMLP
 from arlat_dynamics.noise import FORMS, draw_noise
 from arlat_dynamics.objectives import OBJECTIVES, Critic, Task, reached
+from arlat_dynamics.rolled import Rollout
 from arlat_dynamics.rollout import Places, Route, injections
 
 if TYPE_CHECKING:
@@ -67,6 +72,7 @@ class RolloutLoss(nn.Module):
     def __init__(self, model: HeadedModel, config: RolloutTrainConfig, length: float, route: Route = "auto") -> None:
         super().__init__()
         self.model, self.config, self.length, self.route = model, config, length, route
+        self.fused = route != "eager" and obstacle(model) is None
 
     def noised(self, frames: Tensor, draws: Draws) -> Tensor:
         """What the model sees of frames [b t d]."""
@@ -111,14 +117,18 @@ class RolloutLoss(nn.Module):
         clean: Tensor,
         objective: str | None = None,
         critic: Critic | None = None,
-        taught: Tensor | None = None,
+        rolled: FusedParts | None = None,
     ) -> Losses:
-        """The losses of a task; `taught` is log p of the steps at true windows, where it is there already."""
-        config = self.config
-        outcome = OBJECTIVES[objective or config.objective](self.model, task, critic)
+        """The losses of a task; `rolled` is what the fused op gives of it, where it is there already."""
+        config, name = self.config, objective or self.config.objective
+        if self.fused and name == "mean_nll" and rolled is None:
+            rolled = fused_parts([self], [(task, noised, clean)], operands_here(clean.device))[0]
+        if rolled is not None:
+            task = replace(task, rolled=rolled.free)
+        outcome = OBJECTIVES[name](self.model, task, critic)
         teacher = state = outcome.loss.new_zeros(())
         if config.teacher_weight > 0:
-            taught = self.taught(noised, clean) if taught is None else taught
+            taught = self.taught(noised, clean) if rolled is None else rolled.taught
             teacher = -taught.mean() / self.model.dim
         states = reached(outcome.rolled)
         if config.state_weight > 0:
@@ -132,3 +142,39 @@ class RolloutLoss(nn.Module):
         w = self.config.context
         laws = self.model.unroll_noised(noised[:, :-1], clean[:, :-1])[1].slice((slice(None), slice(w - 1, None)))
         return laws.log_prob(clean[:, w:] - noised[:, w - 1 : -1])
+
+
+class FusedParts(NamedTuple):
+    """What the fused op gives of a task: the mean rollout, and log p [b k] of the steps at true windows."""
+
+    free: Rollout
+    taught: Tensor
+
+
+def fused_parts(
+    losses: Sequence[RolloutLoss], begun: Sequence[tuple[Task, Tensor, Tensor]], operands: str
+) -> list[FusedParts]:
+    """The parts of every task, begun with the loss of its own model: rollouts in one launch, steps at true windows in another.
+
+    The bound on steps is in typical ones, so that no number waits for the device. Without any teacher's weight `taught` is NaN.
+    """
+    config, models = losses[0].config, [cast(ResidualMLP, loss.model) for loss in losses]
+    tasks, noised, clean = zip(*begun, strict=True)
+    bound = typical_bound(config.longest)
+    prefix, truth, inject = (
+        torch.stack([getattr(task, name) for task in tasks]) for name in ("prefix", "truth", "inject")
+    )
+    free = mean_rollouts(models, prefix, truth, inject, bound, operands)
+    taught = torch.full_like(free.log_prob, torch.nan)
+    if any(loss.config.teacher_weight > 0 for loss in losses):
+        rows = [windows_before(*pair, config.context) for pair in zip(noised, clean, strict=True)]
+        seen, after = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        never = torch.zeros(after.shape[:-1], dtype=torch.bool, device=after.device)
+        taught = mean_rollouts(models, seen, after, never, bound, operands).log_prob.view_as(taught)
+    return [FusedParts(Rollout(*(part[i] for part in free)), taught[i]) for i in range(len(losses))]
+
+
+def windows_before(noised: Tensor, clean: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """The noised windows [b*k w d] before the newest k of clean frames [b w+k d], and these frames [b*k 1 d]."""
+    seen = noised[:, :-1].unfold(1, context, 1).movedim(-1, -2)
+    return seen.flatten(0, 1), clean[:, context:].flatten(0, 1)[:, None]

@@ -7,29 +7,40 @@ import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from arlat_core.distributed import Ranks
 from arlat_core.training_state import load_state, pack, save_state, taken, truncate_log, unpack
 from torch import Tensor, nn
 
+from arlat_dynamics.captured import CapturedLoss
 from arlat_dynamics.headed import HeadedModel
 from arlat_dynamics.objectives import JUDGED_BY, Critic
-from arlat_dynamics.rollout import Route
+from arlat_dynamics.rollout import Route as Within
 from arlat_dynamics.rollout_config import RolloutTrainConfig, rollout_steps, stream, true_share
 from arlat_dynamics.rollout_loss import Draws, Losses, RolloutLoss, draw_step, no_draws
-from arlat_dynamics.route import Way, training_route
+from arlat_dynamics.route import Route, Way, training_route
 from arlat_dynamics.sequences import Sequences
 from arlat_dynamics.train import MOST_SKIPPED, copy_state, learning_rate
 
 SEQUENCES, CHANCE, ROLLOUT, JUDGE = range(4)  # what a generator is for
-WITHIN: dict[Way, Route] = {"fused": "fused", "graph": "auto", "eager": "eager"}  # how `rollout` is told
+WITHIN: dict[Way, Within] = {"fused": "fused", "graph": "auto", "eager": "eager"}  # how `rollout` is told
 BLOCK = 256  # validation sequences at a time
 
 
 class DivergedError(RuntimeError):
     """Losses stayed non-finite, in every process alike."""
+
+
+class Update(NamedTuple):
+    """What an update is made of: true frames [b w+K d], draws, steps of the rollout, and the rate as a part of the highest."""
+
+    frames: Tensor
+    draws: Draws
+    steps: int
+    generator: torch.Generator
+    rate: float
 
 
 class Run:
@@ -46,10 +57,10 @@ class Run:
     ) -> None:
         self.model, self.sequences, self.config, self.out, self.here = model, sequences, config, out, here
         self.progress = progress
-        sampled, operands = config.objective != "mean_nll", "bfloat16" if config.bf16 else "float32"
-        self.route = training_route(config.route, model, sampled, operands, here.device, here.world)
+        self.route = run_route(model, config, here)
         self.loss = RolloutLoss(model, config, float(model.head.scale), WITHIN[self.route.way])
         self.wrapped = here.wrap(self.loss)
+        self.captured = CapturedLoss(self.loss) if self.route.way == "graph" else None
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.critic: Critic | None = None
         self.critic_optimiser: torch.optim.AdamW | None = None
@@ -90,13 +101,25 @@ class Run:
 
         A stop saves and does not look: a training that is never stopped does not either.
         """
-        config = self.config
-        asked: float = len(stopped)
+        asked = len(stopped)
+        update = self.begin()
+        losses = self.losses(update)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        return self.end(update, losses, asked)
+
+    def begin(self) -> Update:
+        """What the next update is made of; clears the gradients."""
         self.update += 1
         rows, draws, rolling = self.batch(self.update)
-        steps = rollout_steps(config, self.update)
-        rate = learning_rate(self.update - 1, config.updates, 1.0)
-        losses, norm = self.step(self.sequences.frames(rows).to(self.here.device), draws, steps, rolling, rate)
+        self.optimiser.zero_grad()
+        frames = self.sequences.frames(rows).to(self.here.device)
+        rate = learning_rate(self.update - 1, self.config.updates, 1.0)
+        return Update(frames, draws, rollout_steps(self.config, self.update), rolling, rate)
+
+    def end(self, update: Update, losses: Losses, asked: float) -> bool:
+        """What follows the backward pass: the step of the optimisers, and looks, logs and saves where that is due."""
+        config = self.config
+        norm = self.step(update, losses)
         mine = [*(part.detach().float() for part in losses[:5]), norm.new_tensor(asked).float()]
         *parts, asked = self.here.mean(torch.stack(mine)).tolist()
         self.guard(parts[0], float(norm))
@@ -105,7 +128,7 @@ class Run:
         if due:
             self.look()
         if self.update % config.log_every == 0 or last:
-            self.log(parts, norm, steps, rate)
+            self.log(parts, norm, update.steps, update.rate)
         if due or asked > 0:
             self.save()
         return asked > 0
@@ -118,18 +141,23 @@ class Run:
         every = draw_step(config, self.model.dim, true_share(config, update), stream(seed, update, CHANCE))
         return self.here.share(rows), every.share(self.here), stream(seed, update, ROLLOUT)
 
-    def step(
-        self, frames: Tensor, draws: Draws, steps: int, generator: torch.Generator, rate: float
-    ) -> tuple[Losses, Tensor]:
-        """One update of the model, and of the critic where there is one; the losses and the norm of the gradient before clipping."""
-        config = self.config
-        set_rate(self.optimiser, rate * config.lr)
-        self.optimiser.zero_grad()
+    def losses(self, update: Update) -> Losses:
+        """The losses of an update, with gradients to the model alone."""
+        frames, draws, steps, generator, _ = update
         if self.critic is not None:
             self.critic.requires_grad_(False)
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=config.bf16):
+        cached = self.captured is None  # a graph may not keep casts that were made outside of it
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.config.bf16, cache_enabled=cached):
+            if self.captured is not None:
+                return self.captured(frames, draws, steps, generator)
             losses: Losses = self.wrapped(frames, draws, steps, generator, critic=self.critic)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def step(self, update: Update, losses: Losses) -> Tensor:
+        """One step of the model's optimiser, and of the critic's where there is one; the norm of the gradient before clipping."""
+        config = self.config
+        frames, draws, steps, generator, rate = update
+        set_rate(self.optimiser, rate * config.lr)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         if bool(torch.isfinite(self.here.mean(losses.total.detach().clone()))) and bool(torch.isfinite(norm)):
             self.optimiser.step()
@@ -140,7 +168,7 @@ class Run:
                 task = self.loss.begin(frames, draws, steps, generator)[0]
                 self.wrapped_critic(task, losses.states).backward()
                 self.critic_optimiser.step()
-        return losses, norm
+        return norm
 
     def guard(self, loss: float, norm: float) -> None:
         """Counts updates that could not be made, and gives up after some in a row."""
@@ -242,6 +270,12 @@ class Run:
             "sequences": sequences,
             "notes": self.notes,
         }
+
+
+def run_route(model: HeadedModel, config: RolloutTrainConfig, here: Ranks) -> Route:
+    """The way of a training of `model`."""
+    operands = "bfloat16" if config.bf16 else "float32"
+    return training_route(config.route, model, config.objective != "mean_nll", operands, here.device, here.world)
 
 
 def number(value: float) -> float | None:

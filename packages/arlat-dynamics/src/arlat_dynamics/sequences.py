@@ -13,7 +13,7 @@ from torch import Tensor
 from arlat_dynamics.train import spaced, split_speakers
 
 if TYPE_CHECKING:
-    from arlat_data.store import LatentStore
+    from arlat_data.store import LatentStore, Split
 
     from arlat_dynamics.rollout_config import RolloutTrainConfig
 
@@ -33,9 +33,9 @@ class Sequences:
         return self.windows.z[first[:, None] + torch.arange(self.length)]
 
 
-def cut(store: LatentStore, config: RolloutTrainConfig) -> Sequences:
-    """Cuts the training split into sequences; raises UserError where there are too few."""
-    found = windows(store.load("train"), config.context, config.steps)
+def cut(store: LatentStore, config: RolloutTrainConfig, split: Split | None = None) -> Sequences:
+    """Cuts the training split, which may be given, into sequences; raises UserError where there are too few."""
+    found = windows(store.load("train") if split is None else split, config.context, config.steps)
     fit_rows, validation_rows = (
         split_speakers(found, config.seed) if len(found) > 1 else (torch.arange(0), torch.arange(0))
     )

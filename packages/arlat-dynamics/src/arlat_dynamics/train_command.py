@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +45,9 @@ class Config(RolloutTrainConfig):
     measured_steps: int | None = Field(default=None, gt=0)
     """Steps of the rollouts that the table measures (default: the largest K)."""
 
+    together: int = Field(16, gt=0)
+    """[grid]: models at most that are trained in the same launches, where they take the fused route and have one shape."""
+
     def training(self) -> RolloutTrainConfig:
         """The training alone."""
         return RolloutTrainConfig(**{name: getattr(self, name) for name in RolloutTrainConfig.model_fields})
@@ -57,7 +62,6 @@ def train_one(config: Config, store: LatentStore, console: Console, measured: in
     from arlat_dynamics.rollout_train import train_rollout
 
     training = config.training()
-    settings = training.model_dump(mode="json") | {"store": store.hash}
     with contextlib.ExitStack() as held:
         with here.first_decides():
             if here.first:
@@ -65,6 +69,7 @@ def train_one(config: Config, store: LatentStore, console: Console, measured: in
                 write_json(config.out / RESOLVED, config.model_dump(mode="json"))
                 about = manifest(config.seed, settings, {"store": store.hash}, config.device)
                 write_json(config.out / "manifest.json", about)
+                held.enter_context(opened(config, store))
         status = held.enter_context(console.status("training"))
         model = train_rollout(store, training, config.out, config.device, status.update, console.print)
         if not here.first:
@@ -74,6 +79,17 @@ def train_one(config: Config, store: LatentStore, console: Console, measured: in
         values = rollout_figures(model, store, config.context, measured, bar, config.seed)
         write_json(config.out / "figures.json", {key: value.model_dump(mode="json") for key, value in values.items()})
     return values
+
+
+@contextlib.contextmanager
+def opened(config: Config, store: LatentStore) -> Iterator[None]:
+    """Holds the run directory of a training, with its settings and manifest in it."""
+    settings = config.training().model_dump(mode="json") | {"store": store.hash}
+    with run_directory(config.out, settings):
+        write_json(config.out / "resolved.json", config.model_dump(mode="json"))
+        about = manifest(config.seed, settings, {"store": store.hash}, config.device)
+        write_json(config.out / "manifest.json", about)
+        yield
 
 
 def linear_figures(config: Config, store: LatentStore, measured: int) -> dict[str, Value]:
@@ -87,6 +103,36 @@ def linear_figures(config: Config, store: LatentStore, measured: int) -> dict[st
     near = windows(store.load("train"), config.context, 1)
     var = fit_linear(near, *split_speakers(near, config.seed))
     return rollout_figures(var, store, config.context, measured, None, config.seed)
+
+
+def groups(points: dict[str, Config], dim: int) -> list[list[str]]:
+    """The points, of latents of `dim` dimensions, that can be trained in the same launches: two or more, at most `together`."""
+    from arlat_dynamics.rollout_together import shared
+    from arlat_dynamics.rollout_train import planned_route
+
+    alike: dict[str, list[str]] = {}
+    for name, config in points.items():
+        alike.setdefault(shared(config), []).append(name)
+    found = []
+    for names in alike.values():
+        first = points[names[0]]
+        if len(names) > 1 and planned_route(first.training(), dim, first.device).way == "fused":
+            parts = [names[at : at + first.together] for at in range(0, len(names), first.together)]
+            found += [part for part in parts if len(part) > 1]
+    return found
+
+
+def train_group(configs: list[Config], store: LatentStore, console: Console) -> None:
+    """Trains the models of points that share launches; what is left unfinished is gone on with alone."""
+    from arlat_dynamics.rollout_train import planned_route, train_several
+
+    some = configs[0]
+    with contextlib.ExitStack() as held:
+        for config in configs:
+            held.enter_context(opened(config, store))
+        console.print(f"{len(configs)} points at once, {planned_route(some.training(), store.spec.dim, some.device)}")
+        status = held.enter_context(console.status("training"))
+        train_several(store, {config.out: config.training() for config in configs}, some.device, status.update)
 
 
 def train_grid(
@@ -103,11 +149,19 @@ def train_grid(
     passed: tuple[type[Exception], ...] = (UserError, DivergedError)
     if here.world == 1:
         passed = (*passed, ValueError, RuntimeError)
+    points = {
+        name: point.model_copy(update={"out": point.out / "points" / safe_name(name)}) for name, point in points.items()
+    }
+    if here.world == 1:
+        for group in groups(points, store.spec.dim):
+            try:
+                train_group([points[name] for name in group], store, console)
+            except passed as error:
+                console.print(f"These points are trained one by one: {error}")
     for name, config in points.items():
         console.print(name)
-        folder = config.out / "points" / safe_name(name)
         try:
-            figures[name] = train_one(config.model_copy(update={"out": folder}), store, console, measured, here)
+            figures[name] = train_one(config, store, console, measured, here)
         except passed as error:
             failed[name] = str(error)
             console.print(f"  failed: {error}")

@@ -143,8 +143,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(name="bench-gpu", venv_backend="none")
 def bench_gpu(session: nox.Session) -> None:
-    """The benchmarks that need a CUDA device; rows go to benchmarks/results/."""
-    session.run("python", "benchmarks/ops.py", *session.posargs)
+    """The benchmarks that need a CUDA device, or those named after `--`; rows go to benchmarks/results/."""
+    for script in session.posargs or ("ops", "rollout"):
+        session.run("python", f"benchmarks/{script}.py")
 
 
 @nox.session(venv_backend="none")

@@ -19,7 +19,7 @@ MEMBERS = {
     "arlat-dynamics": ("packages/arlat-dynamics", ""),
     "arlat-vae": ("packages/arlat-vae", ""),
     "arlat-score": ("packages/arlat-score", ""),
-    "arlat-diag": ("packages/arlat-diag", ""),
+    "arlat-diag": ("packages/arlat-diag", "[perceptual]"),
 }
 TEST_TOOLS = ["hypothesis", "psutil", "pytest", "pytest-timeout", "pytest-xdist", "scipy"]
 

@@ -15,6 +15,7 @@ from arlat_core.types import Count, Result
 from arlat_data.store import LatentStore
 from pydantic import Field
 
+from arlat_diag.diagnostics.l2 import Config as L2Config
 from arlat_diag.diagnostics.p0 import Config as P0Config
 from arlat_diag.diagnostics.p1 import Config as P1Config
 from arlat_diag.diagnostics.p2 import Config as P2Config
@@ -31,6 +32,10 @@ class DataConfig(BaseConfig):
 
     latents_dir: Path
     """A latent store, as `arlat data extract` or `arlat data synth` writes it."""
+    audio_dir: Path | None = None
+    """The audio that the store was made from; L2 is run where it is given."""
+    codec: str = ""
+    """The codec text that decodes the store, for L2 (default: the one that the store names)."""
 
 
 class Config(BaseConfig):
@@ -41,13 +46,15 @@ class Config(BaseConfig):
     out: Path
     """The run directory."""
     only: str = ""
-    """Diagnostics to run, separated by commas (default: all)."""
+    """Diagnostics to run, separated by commas (default: all; L2 only with data.audio_dir)."""
     name: str = ""
     """The representation's name in reports (default: the store's codec)."""
     device: str = "cpu"
     """Where models are trained: cpu, cuda, cuda:1 …"""
     seed: int = Field(0, ge=0)
     """Seed of every diagnostic that does not set its own."""
+    l2: L2Config = L2Config()
+    """Reconstruction: decoded against original audio."""
     p0: P0Config = P0Config()
     """Clustering of contexts."""
     p1: P1Config = P1Config()
@@ -66,10 +73,18 @@ class Config(BaseConfig):
     """Anatomy of a rollout."""
 
 
-def chosen(only: str) -> list[str]:
-    """The diagnostics that `only` names, in the order in which the battery runs them; all when it is empty."""
+def chosen(only: str, audio: bool = False) -> list[str]:
+    """The diagnostics that `only` names, in the order in which the battery runs them; all that can be when it is empty.
+
+    L2 needs the original audio: UserError where it is named without.
+    """
     known = list(names("diagnostics"))
-    wanted = [part.strip() for part in only.split(",") if part.strip()] or known
+    wanted = [part.strip() for part in only.split(",") if part.strip()]
+    if "l2" in wanted and not audio:
+        raise UserError(
+            "--only l2 compares decoded with original audio: give data.audio_dir=DIR, the folder of the extraction."
+        )
+    wanted = wanted or [name for name in known if audio or name != "l2"]
     unknown = [part for part in wanted if part not in known]
     if unknown:
         raise UserError(f"--only names {', '.join(unknown)}, but the diagnostics are {', '.join(known)}.")
@@ -81,6 +96,8 @@ def diagnostic_config(config: Config, name: str) -> BaseConfig:
     own: Any = getattr(config, name) if name in type(config).model_fields else load("diagnostics", name).Config()
     fields = type(own).model_fields
     update: dict[str, Any] = {"seed": config.seed} if "seed" in fields and own.seed == 0 else {}
+    if name == "l2":
+        update |= {"audio_dir": config.data.audio_dir, "codec": config.data.codec}
     if "predictor" in fields:
         update["predictor"] = diagnostic_config(config, "p1")
     copied: BaseConfig = own.model_copy(update=update)
@@ -94,7 +111,7 @@ def run_battery(config: Config, progress: Callable[[str], None] = lambda _: None
     """
     store = LatentStore.open(config.data.latents_dir)
     settings = config.model_dump(mode="json", exclude={"data", "out", "only", "device"}) | {"store": store.hash}
-    wanted = chosen(config.only)
+    wanted = chosen(config.only, config.data.audio_dir is not None)
     with run_directory(config.out, settings):
         parts: dict[str, Result] = {}
         for name in names("diagnostics"):
@@ -144,7 +161,7 @@ def count(store: LatentStore, split: str) -> Count:
 
 
 def main(arguments: list[str], prog: str) -> int:
-    """`arlat diag battery data.latents_dir=STORE --out RUN [--only p0,p1,p2,p4,r1,r2,r3,r4]`."""
+    """`arlat diag battery data.latents_dir=STORE --out RUN [data.audio_dir=DIR] [--only l2,p0,p1,p2,p4,r1,r2,r3,r4]`."""
     from rich.console import Console
 
     config = parse(Config, arguments, prog, "Measures a latent store and writes results.json.")

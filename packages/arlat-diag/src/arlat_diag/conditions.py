@@ -16,8 +16,10 @@ from arlat_diag.verdicts import ratio as ratio_of
 
 LISTEN = "arlat diag listen"
 BATTERY = "arlat diag battery data.latents_dir=STORE --out RUN --only {}"
+L2 = "arlat diag battery data.latents_dir=STORE data.audio_dir=DIR --out RUN --only l2"
 COMMANDS = {
-    **{name: BATTERY.format(name) for name in ("p0", "p1", "p2", "p4", "r1", "r2", "r3", "r4", "l2")},
+    **{name: BATTERY.format(name) for name in ("p0", "p1", "p2", "p4", "r1", "r2", "r3", "r4")},
+    "l2": L2,
     "l1": LISTEN,
 }
 """What makes the figures of each family of keys."""
@@ -250,7 +252,7 @@ ANY_STORE = "arlat diag battery data.latents_dir=STORE --out RUN"
 WANTED = {
     "baseline": f"{ANY_STORE} on latents of Mimi (or name another with --baseline)",
     "reference": f"{ANY_STORE} on latents of Mimi",
-    "8-level Mimi": f"{ANY_STORE} --only l2 on Mimi decoded from 8 quantiser levels (a codec text with levels=8)",
+    "8-level Mimi": f"{L2} on latents of mimi:levels=8=FOLDER, Mimi decoded from 8 quantiser levels",
     "codecs": f"{ANY_STORE} on latents of EnCodec or another codec",
     "codecs at the baseline's frame rate": f"{ANY_STORE} on another codec brought to the baseline's rate (stack:N|CODEC)",
     "readouts": f"{ANY_STORE} on a linear readout of the baseline (readout=FOLDER|CODEC)",

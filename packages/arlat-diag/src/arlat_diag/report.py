@@ -22,6 +22,7 @@ from arlat_diag import (
     clustering_sections,
     decision_sections,
     decomposition_sections,
+    reconstruction_sections,
     rollout_sections,
     sections,
 )
@@ -99,6 +100,7 @@ def make_sections(runs: Sequence[Run], baseline: str = "") -> tuple[list[str], l
         rollout_sections.rollouts(subjects),
         rollout_sections.trained(subjects),
         anatomy_sections.anatomies(subjects),
+        reconstruction_sections.reconstruction(subjects, look),
         rollout_sections.listening([c for clips, _ in heard for c in clips], [n for _, notes in heard for n in notes]),
         appendix.calibration(results, synthetic),
         appendix.material(results),

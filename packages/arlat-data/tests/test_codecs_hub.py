@@ -157,6 +157,36 @@ def test_both_mimi_layouts_give_the_same() -> None:
     assert mimi_codec.Mimi(tiny_mimi(seed=1)).spec.fingerprint != new.spec.fingerprint
 
 
+@pytest.mark.parametrize("levels", [1, 2, 4])
+def test_mimi_of_some_levels_decodes_what_the_model_decodes_from_them(levels: int) -> None:
+    model = tiny_mimi()
+    codec, plain = mimi_codec.Mimi(model, levels=levels), mimi_codec.Mimi(model)
+    audio = example_audio(2, 5 * 1920, 24_000)
+    z = codec.encode(audio)
+    assert torch.equal(z, plain.encode(audio))
+    codes = model.encode(audio[:, None], num_quantizers=levels).audio_codes
+    assert codes.shape[1] == levels
+    torch.testing.assert_close(codec.decode(z), model.decode(codes).audio_values[:, 0])
+    assert not torch.allclose(codec.decode(z), plain.decode(z), atol=1e-4)
+
+
+def test_mimi_of_some_levels_is_a_codec_of_its_own(codecs: Path) -> None:
+    folder = codecs / "mimi-tiny-random"
+    codec, plain = build_codec(f"mimi:levels=3={folder}"), build_codec(f"mimi={folder}")
+    check_codec(codec)
+    assert codec.spec.codec == "mimi:levels=3"
+    fingerprints = {build_codec(f"mimi:levels={n}={folder}").spec.fingerprint for n in (1, 2, 3)}
+    assert len(fingerprints | {plain.spec.fingerprint}) == 4
+    model = tiny_mimi()
+    assert mimi_codec.Mimi(OlderMimi(model), levels=2).spec == mimi_codec.Mimi(model, levels=2).spec
+    before = mimi_codec.Mimi(model, levels=2).spec.fingerprint
+    model.quantizer.acoustic_residual_vector_quantizer.layers[0].codebook.embed_sum[0] += 1
+    assert mimi_codec.Mimi(model, levels=2).spec.fingerprint != before
+    for levels in (0, 5):
+        with pytest.raises(UserError, match=r"1 to 4 quantiser levels|greater than or equal to 1"):
+            build_codec(f"mimi:levels={levels}={folder}")
+
+
 def test_encodec_contract_and_parity(codecs: Path) -> None:
     pytest.importorskip("encodec", reason="arlat-data[encodec] is not installed")
     folder = codecs / "encodec-tiny-random"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +64,6 @@ def train_one(config: Config, store: LatentStore, console: Console, measured: in
     with contextlib.ExitStack() as held:
         with here.first_decides():
             if here.first:
-                held.enter_context(run_directory(config.out, settings))
-                write_json(config.out / RESOLVED, config.model_dump(mode="json"))
-                about = manifest(config.seed, settings, {"store": store.hash}, config.device)
-                write_json(config.out / "manifest.json", about)
                 held.enter_context(opened(config, store))
         status = held.enter_context(console.status("training"))
         model = train_rollout(store, training, config.out, config.device, status.update, console.print)
@@ -86,7 +81,7 @@ def opened(config: Config, store: LatentStore) -> Iterator[None]:
     """Holds the run directory of a training, with its settings and manifest in it."""
     settings = config.training().model_dump(mode="json") | {"store": store.hash}
     with run_directory(config.out, settings):
-        write_json(config.out / "resolved.json", config.model_dump(mode="json"))
+        write_json(config.out / RESOLVED, config.model_dump(mode="json"))
         about = manifest(config.seed, settings, {"store": store.hash}, config.device)
         write_json(config.out / "manifest.json", about)
         yield

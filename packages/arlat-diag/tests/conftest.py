@@ -160,6 +160,24 @@ def r4_values() -> dict[str, Value]:
     return out
 
 
+def l2_values() -> dict[str, Value]:
+    """Speech between another speaker's and its own."""
+    out: dict[str, Value] = {}
+    scale = {
+        "pesq_wb": (1.1, 4.64),
+        "stoi": (0.4, 1.0),
+        "estoi": (0.0, 1.0),
+        "mel_distance": (1.9, 0.0),
+        "mos": (1.8, 4.4),
+    }
+    for metric, (floor, ceiling) in scale.items():
+        between = (floor + ceiling) / 2
+        out[f"l2.{metric}"] = figure(between, 0.05, floor=floor, ceiling=ceiling)
+        out[f"l2.original.{metric}"] = figure(ceiling, 0.0)
+    out["l2.si_sdr"] = figure(3.0, 1.0, floor=-50.0, unit="dB")
+    return out | {f"l2.{metric}.n_valid": figure(70, 0, ceiling=70.0) for metric in (*scale, "si_sdr")}
+
+
 def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> Representation:
     rate = 12.5
     return Representation(
@@ -175,7 +193,7 @@ def representation(name: str, dim: int, truth: dict[str, Any] | None = None) -> 
 
 
 def real(names: dict[str, int]) -> Results:
-    """A results.json of representations name -> dimension, with P0, P1, P2, P4, R1, R2 and R4."""
+    """A results.json of representations name -> dimension, with P0, P1, P2, P4, R1, R2, R4 and L2."""
     results = {
         name: p0_values()
         | p1_values(dim, 4.0 + 2 * i)
@@ -184,6 +202,7 @@ def real(names: dict[str, int]) -> Results:
         | r1_values(dim)
         | r2_values(dim)
         | r4_values()
+        | l2_values()
         for i, (name, dim) in enumerate(names.items())
     }
     manifest = {"seed": 0, "inputs": dict.fromkeys(names, "fedcba9876543210"), "versions": {"torch": "2.11.0"}}

@@ -68,14 +68,14 @@ def test_a_whole_report_asks_every_question_and_shows_figures_with_floors(
     text, markdown = written(runs, tmp_path / "report.html")
     page = Page(text)
     questions = [section.question for section in report.make_sections([report.open_run(run) for run in runs])[1]]
-    assert len(questions) == 16
+    assert len(questions) == 17
     for question in questions:
         assert question in page.text
         assert f"## {question}" in markdown
     for needed in ("lyra", "−4.0", "[−4.3, −3.7]", "floor −22.2", "earlier work, Mimi 512-d", "33 speakers", "0.84"):
         assert needed in page.text, needed
     assert (
-        page.tags.count("img") == markdown.count("![") == len(list((tmp_path / "report_figures").glob("*.svg"))) == 13
+        page.tags.count("img") == markdown.count("![") == len(list((tmp_path / "report_figures").glob("*.svg"))) == 14
     )
     assert "Not run" not in page.text.replace("Not run. No audio came with these results.", "")
 
@@ -251,7 +251,7 @@ def test_an_empty_result_still_makes_a_report(tmp_path: Path, real_results: Make
     base = real_results({"a": 16})
     run = save(tmp_path / "r", base.model_copy(update={"results": {"a": {}}}))
     text, _ = written([run], tmp_path / "report.html")
-    assert Page(text).text.count("Not run.") == 10
+    assert Page(text).text.count("Not run.") == 11
     assert "not run" in Page(text).text
 
 

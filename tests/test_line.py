@@ -48,7 +48,7 @@ def test_results_hold_every_representation_with_intervals_and_counts(run: Path) 
     results = json.loads((run / "results.json").read_text())
     assert results["schema"] == "arlat-results/1"
     names = list(results["results"])
-    assert len(names) == 5
+    assert len(names) == 6
     assert "stack:8|mel" in names
     for name in names:
         values = results["results"][name]
@@ -112,7 +112,7 @@ def test_the_same_results_give_the_same_report(run: Path, tmp_path: Path) -> Non
 
 def test_a_store_is_whole_and_can_be_shown(run: Path) -> None:
     stores = sorted((run / "stores").iterdir())
-    assert len(stores) == 5
+    assert len(stores) == 6
     for store in stores:
         verified = arlat("data", "verify", str(store))
         assert verified.returncode == 0, verified.stdout

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
+from arlat_core import registry
 from arlat_core.config import UserError
 from arlat_core.run import run_directory
 from arlat_diag import battery, calibration, demo
@@ -69,7 +70,8 @@ def test_one_command_leaves_a_report_of_every_representation(
     assert measured == [*NAMES, "calibration"]
     results = read_results(out)
     assert sorted(results.results) == sorted(NAMES)
-    assert not results.notes
+    refused = ["vae:speech-tiny"] if "vae" in registry.names("codecs") else []  # the VAE of speech knows no tones
+    assert [note.split(",")[0] for note in results.notes] == [f"Without {name}" for name in refused]
     assert any("no one-step model" in note for note in results.representations["pool:8|mel"].notes)
     text = (out / "report.html").read_text(encoding="utf-8")
     assert "ar1 rho=0.8 D=8: every figure with a known answer" in text
@@ -86,7 +88,7 @@ def test_the_same_command_goes_on_after_a_kill(speech: Path, measured: list[str]
     demo.main(arguments(speech, out), "arlat demo")
     assert not (out / "stores" / "readout.unfinished").exists()
     made = {path: path.stat().st_mtime_ns for path in out.glob("stores/*/store.json")}
-    assert len(made) == 4
+    assert len(made) == len(NAMES)
     report = (out / "report.html").read_bytes()
     demo.main(arguments(speech, out), "arlat demo")
     assert {path: path.stat().st_mtime_ns for path in out.glob("stores/*/store.json")} == made
@@ -104,7 +106,7 @@ def test_another_seed_does_not_resume_a_run(speech: Path, tmp_path: Path) -> Non
 def test_more_codecs_are_taken_in_either_way_of_writing(speech: Path, measured: list[str], tmp_path: Path) -> None:
     both = ["--codec", "stride:8|mel", "--quick", "--codec=stack:4|mel"]
     demo.main(arguments(speech, tmp_path / "run", *both), "arlat demo")
-    assert measured == [*NAMES[:3], "stride:8|mel", "stack:4|mel", NAMES[3], "calibration"]
+    assert measured == [*NAMES[:-1], "stride:8|mel", "stack:4|mel", NAMES[-1], "calibration"]
     assert any("quick run" in note for note in read_results(tmp_path / "run").notes)
 
 

@@ -13,7 +13,7 @@ from arlat_data.codecs import build_codec
 from arlat_vae import checkpoint
 from arlat_vae.bottleneck import BottleneckConfig
 from arlat_vae.checkpoint import Training
-from arlat_vae.codecs.vae import VAECodec
+from arlat_vae.codecs.vae import SHIPPED, VAECodec, shipped
 from arlat_vae.model import VAE, Config, build, sized
 
 
@@ -51,6 +51,20 @@ def test_what_a_vae_was_trained_for_is_in_its_name(vae: VAE, tmp_path: Path) -> 
     assert build_codec(f"{name}={tmp_path}").spec.codec == name
     with pytest.raises(UserError, match=r"beta 0\.01, not 0\.1, ar_loss 'both', not 'pred'"):
         build_codec(f"vae:3,beta=0.1,ar_loss=pred={tmp_path}")
+
+
+def test_a_trained_vae_comes_with_the_package() -> None:
+    assert shipped() == ["speech-tiny"]
+    codec = build_codec("vae:speech-tiny")
+    check_codec(codec)
+    assert (codec.spec.dim, codec.spec.frame_rate, codec.spec.sample_rate) == (32, 12.5, 24_000)
+    assert codec.spec.codec == "vae:speech-tiny,beta=0.01,ar_loss=none"
+    assert build_codec(codec.spec.codec).spec == codec.spec
+    files = {path.name: path.stat().st_size for path in (SHIPPED / "speech-tiny").iterdir()}
+    assert set(files) == {"README.md", "vae.json", "vae.safetensors"}
+    assert sum(files.values()) < 12e6
+    with pytest.raises(UserError, match=r"vae:speech-tiny\); it was given 'speech-huge'"):
+        build_codec("vae:speech-huge")
 
 
 def test_what_is_decoded_stays_in_range(vae: VAE) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arlat_core import registry
 from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError, parse
 from arlat_core.files import safe_name
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MEASURED = "p1,p4,r1,r3"  # P0 takes its own time: `arlat diag battery … --only p0`
 RATE_HZ = 12.5
 STACKED, POOLED = "stack:8|mel", "pool:8|mel"
+SHIPPED = "vae:speech-tiny"  # a trained VAE that arlat-vae brings, where it is installed
 STAND_IN = (
     "The audio is a synthetic stand-in: voices of the synthesiser espeak-ng, not recorded speech. Its figures show that the "
     "battery runs, and say nothing about real speech. Give --audio DIR for that."
@@ -44,7 +46,7 @@ class Config(BaseConfig):
     out: Path = Path("demo")
     """The run directory. The same command goes on with it after a kill."""
     codec: tuple[str, ...] = ()
-    """Further codecs, NAME[=FOLDER], beside log-mel (stacked and pooled), framed PCA and a linear readout."""
+    """Further codecs, NAME[=FOLDER], beside a trained VAE, log-mel (stacked and pooled), framed PCA and a linear readout."""
     seed: int = Field(0, ge=0)
     """Seed of voices, splits, training and draws."""
     device: str = "cpu"
@@ -146,21 +148,38 @@ def fit_readout(config: Config, stacked: Path, folder: Path, store: Path) -> Non
     os.replace(unfinished, store)
 
 
-def make_sources(config: Config, audio: Path, console: Console) -> list[Source]:
-    """All stores of the demo, made or found."""
+def trained_source(config: Config, audio: Path, store: Path, console: Console) -> tuple[list[Source], list[str]]:
+    """The store of the trained VAE where arlat-vae is installed; none and why where it cannot tell this audio from other audio."""
+    if "vae" not in registry.names("codecs"):
+        return [], []
+    console.print(f"  extracting {SHIPPED}")
+    try:
+        extract_store(config, audio, SHIPPED, store)
+    except UserError as error:
+        return [], [f"Without {SHIPPED}, which was trained on read English: {error}"]
+    return [Source(store, SHIPPED)], []
+
+
+def make_sources(config: Config, audio: Path, console: Console) -> tuple[list[Source], list[str]]:
+    """All stores of the demo, made or found, and what is missing."""
     stores, fitted = config.out / "stores", config.out / "codecs"
-    sources = []
+    sources, notes = trained_source(config, audio, stores / safe_name(SHIPPED), console)
     texts = [STACKED, POOLED, f"pca={fitted / 'pca'}", *config.codec]
     console.print(f"  fitting a PCA of the waveform, {config.pca_dim} dimensions at {RATE_HZ} Hz")
     fit_pca(config, audio, fitted / "pca")
     for text in texts:
-        name = "pca" if text.startswith(f"pca={fitted}") else safe_name(text.partition("=")[0])
+        store = stores / store_name(text, fitted)
         console.print(f"  extracting {text}")
-        extract_store(config, audio, text, stores / name)
-        sources.append(Source(stores / name, text))
+        extract_store(config, audio, text, store)
+        sources.append(Source(store, text))
     console.print(f"  fitting a linear readout of {STACKED}, {config.readout_dim} dimensions")
-    fit_readout(config, sources[0].store, fitted / "readout", stores / "readout")
-    return [*sources, Source(stores / "readout", f"readout={fitted / 'readout'}|{STACKED}")]
+    fit_readout(config, stores / store_name(STACKED, fitted), fitted / "readout", stores / "readout")
+    return [*sources, Source(stores / "readout", f"readout={fitted / 'readout'}|{STACKED}")], notes
+
+
+def store_name(text: str, fitted: Path) -> str:
+    """The folder of a codec's store."""
+    return "pca" if text.startswith(f"pca={fitted}") else safe_name(text.partition("=")[0])
 
 
 def measure(config: Config, source: Source, label: str, console: Console) -> Path:
@@ -260,8 +279,10 @@ def label_of(store: LatentStore, taken: Sequence[str]) -> str:
     return f"{name} ({store.spec.fingerprint[:6]})" if name in taken else name
 
 
-def collect(config: Config, runs: dict[str, Path], sources: dict[str, Source], console: Console) -> Results:
-    """The results of all representations, with audio examples and what must be known of the material."""
+def collect(
+    config: Config, runs: dict[str, Path], sources: dict[str, Source], missing: list[str], console: Console
+) -> Results:
+    """The results of all representations, with audio examples, what is missing and what must be known of the material."""
     results = merge_results([read_results(run) for run in runs.values()])
     described = dict(results.representations)
     for label, source in sources.items() if config.listen else ():
@@ -269,7 +290,7 @@ def collect(config: Config, runs: dict[str, Path], sources: dict[str, Source], c
             examples, notes = decode(config, source, label, runs[label])
         about = described[label]
         described[label] = about.model_copy(update={"audio": examples, "notes": [*about.notes, *notes]})
-    notes = [*([STAND_IN] if config.audio is None else []), *([QUICK] if config.quick else [])]
+    notes = [*([STAND_IN] if config.audio is None else []), *([QUICK] if config.quick else []), *missing]
     return results.model_copy(update={"representations": described, "notes": notes})
 
 
@@ -323,7 +344,8 @@ def demo(config: Config) -> Results:
         audio = find_audio(config)
         console.print("[b]2/5[/b] latents")
         sources: dict[str, Source] = {}
-        for source in make_sources(config, audio, console):
+        found, missing = make_sources(config, audio, console)
+        for source in found:
             sources[label_of(LatentStore.open(source.store), list(sources))] = source
         console.print("[b]3/5[/b] battery")
         runs = {label: measure(config, source, label, console) for label, source in sources.items()}
@@ -331,7 +353,7 @@ def demo(config: Config) -> Results:
         if config.calibrate:
             prove(config, console)
         console.print("[b]5/5[/b] report")
-        results = collect(config, runs, sources, console)
+        results = collect(config, runs, sources, missing, console)
         write_results(config.out / "results.json", results)
         write_report([config.out], config.out / "report.html")
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -111,9 +112,9 @@ def load_inner(folder: Path) -> tuple[InnerVAE, Training]:
     return model, about.training
 
 
-def require(asked: BaseConfig, dim: int, training: Training, folder: Path) -> None:
-    """Raises UserError where options of a codec text that name what a VAE is (dim, beta, ar_loss) are not true of it."""
+def require(asked: Mapping[str, object], dim: int, training: Training, folder: Path) -> None:
+    """Raises UserError where options of a codec text that name what a VAE is (dim, beta, ar_loss) are given and not true of it."""
     has = {"dim": dim, **training.model_dump()}
-    wanted = asked.model_dump(include=set(has), exclude_defaults=True)
+    wanted = {name: asked[name] for name in has if asked[name] not in ("", None)}
     if wrong := [f"{name} {has[name]!r}, not {value!r}" for name, value in wanted.items() if has[name] != value]:
         raise UserError(f"The VAE of {folder} has {', '.join(wrong)}. Leave out what does not matter.")

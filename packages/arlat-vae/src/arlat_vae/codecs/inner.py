@@ -88,7 +88,7 @@ class Inner:
 def build(config: Config, device: str) -> Inner:
     """Reads the folder that training wrote and builds the codec inside."""
     model, training = checkpoint.load_inner(config.folder)
-    checkpoint.require(config, model.config.bottleneck.dim, training, config.folder)
+    checkpoint.require(config.model_dump(), model.config.bottleneck.dim, training, config.folder)
     text = config.inner or model.config.inner.codec
     try:
         inner = build_codec(text, device)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from arlat_kernels import ResidualWeights, residual_rollout, residual_rollout_op
-from arlat_kernels.residual_rollout import narrowed
+from arlat_kernels.residual_block import narrowed
 from torch import Tensor
 
 SMALL = {"m": 2, "b": 4, "k": 5, "w": 3, "d": 32, "s": 32, "h": 64, "layers": 2}

@@ -16,8 +16,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 
 tl = pytest.importorskip("triton.language", reason="the package triton is not installed")
-forward = pytest.importorskip("arlat_kernels.residual_rollout_forward_triton")
-rounded = forward.rounded
+block = pytest.importorskip("arlat_kernels.residual_block_triton")
+rounded = block.rounded
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -6,26 +6,27 @@ The recurrence alone is here: normalisers, losses, masks, curricula and weights 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu, silu
 
 from arlat_kernels.build import Build
 from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
+from arlat_kernels.residual_block import (
+    OPERANDS,
+    TRITON_DTYPES,
+    check_block_options,
+    narrowed,
+    norm,
+    size_obstacle,
+    through_blocks,
+)
 from arlat_kernels.vmf_nll import gap, result_dtype, unit
 
-NORM_EPSILON = 1e-6  # beside the mean square in every norm
 BOUND = 6.0  # mu of a step stays below this
 LONGEST = 2.0**20  # typical steps that a step has at most
 SCALARS = 3  # rows of the head beside the direction's: κ, mu, log_sigma
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "relu2": lambda x: relu(x).square()}
-OPERANDS = ("float32", "bfloat16")
-WIDTHS = (32, 64, 128)  # of streams and frames that the Triton twin holds on chip; float32 fills it before the last
-HIDDEN_MULTIPLE = 64
 
 
 class ResidualWeights(NamedTuple):
@@ -125,7 +126,7 @@ def residual_rollout_reference(
     named = check_shapes(frames, given, ResidualWeights(*weights))
     check_options(activation, bound, longest, operands)
     dtype = result_dtype(frames)
-    act, frames = ACTIVATIONS[activation], frames.to(dtype)
+    frames = frames.to(dtype)
     net = ResidualWeights(*(tensor.to(dtype) for tensor in named))
     w, d = net.enter.shape[1], frames.shape[-1]
     enter = narrowed(net.enter, operands).mT.flatten(1, 2)  # [m, w*d, s]
@@ -136,9 +137,7 @@ def residual_rollout_reference(
     for k in range(given.shape[-1]):
         features = [window[-1], *(window[-j] - window[-j - 1] for j in range(1, w))]
         x = narrowed(torch.cat(features, -1), operands) @ enter + net.enter_bias[:, None]
-        for layer in range(up.shape[1]):
-            hidden = narrowed(norm(x), operands) @ up[:, layer] + net.up_bias[:, layer, None]
-            x = x + (narrowed(act(hidden), operands) @ down[:, layer] + net.down_bias[:, layer, None])
+        x = through_blocks(x, up, net.up_bias, down, net.down_bias, activation, operands)
         n = narrowed(norm(x), operands)
         v, v_length = unit(n @ direction + net.head_bias[:, None, :d])
         kappa, mu, log_sigma = (n @ scalar_rows + net.head_bias[:, None, d:]).unbind(-1)
@@ -152,16 +151,6 @@ def residual_rollout_reference(
         lead = frames.shape[:2]
         return ResidualRollout(frames[:, :, w:], *(frames.new_empty(*lead, 0) for _ in range(SCALARS + 2)))
     return ResidualRollout(*(torch.stack(parts, 2) for parts in zip(*steps, strict=True)))
-
-
-def norm(x: Tensor) -> Tensor:
-    """x/√(mean x² + 1e-6) over the last axis."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPSILON)
-
-
-def narrowed(x: Tensor, operands: str) -> Tensor:
-    """x, rounded to bfloat16 and back where the operands are bfloat16; so is its gradient."""
-    return x.bfloat16().to(x.dtype) if operands == "bfloat16" else x
 
 
 def check_shapes(frames: Tensor, given: Tensor, weights: ResidualWeights) -> ResidualWeights:
@@ -194,10 +183,7 @@ def check_shapes(frames: Tensor, given: Tensor, weights: ResidualWeights) -> Res
 
 def check_options(activation: str, bound: float, longest: float, operands: str) -> None:
     """Raises ValueError for an option that does not exist or cannot be."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"There is no activation {activation!r}. Known: {', '.join(ACTIVATIONS)}.")
-    if operands not in OPERANDS:
-        raise ValueError(f"There are no operands {operands!r}. Known: {', '.join(OPERANDS)}.")
+    check_block_options(activation, operands)
     if not (0 < bound < float("inf") and 0 < longest < float("inf")):
         raise ValueError(f"bound {bound} and longest {longest} must be positive and finite.")
 
@@ -237,8 +223,6 @@ CASES: tuple[Case, ...] = (
     {"m": 1, "b": 0, "k": 2, "w": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
 )
 
-TRITON_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
-
 
 def _triton(*inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
     from arlat_kernels.residual_rollout_triton import residual_rollout_triton  # imports Triton, which need not be there
@@ -252,21 +236,10 @@ def _triton_builds() -> tuple[Build, ...]:
     return builds()
 
 
-def fits(dim: int, stream: int, operands: str) -> bool:
-    """Whether a stream of this width, for frames of `dim` dimensions, stays on chip."""
-    widths = WIDTHS if operands == "bfloat16" else WIDTHS[:-1]
-    return dim in widths and stream in widths and dim <= stream
-
-
 def _triton_obstacle(frames: Tensor, given: Tensor, *weights: Tensor, **options: Any) -> str | None:
     net, operands = ResidualWeights(*weights), options.get("operands", OPERANDS[0])
-    stream, dim, hidden = net.enter.shape[-2], frames.shape[-1], net.up.shape[-2]
-    if not fits(dim, stream, operands) or hidden % HIDDEN_MULTIPLE:
-        return (
-            f"its stream is {stream} wide, frames have {dim} dimensions, blocks {hidden} units, operands are {operands}; "
-            f"on chip fit streams of {', '.join(map(str, WIDTHS))} (float32: not the last) that are at least as wide as "
-            f"frames, whose dimensions are of the same list, and multiples of {HIDDEN_MULTIPLE} units."
-        )
+    if why := size_obstacle(frames.shape[-1], net.enter.shape[-2], net.up.shape[-2], operands):
+        return why
     if given.device != frames.device:
         return f"frames are on {frames.device} and given is on {given.device}."
     return triton_obstacle((frames, *weights), TRITON_DTYPES)

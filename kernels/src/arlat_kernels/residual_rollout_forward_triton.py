@@ -1,8 +1,7 @@
 """The forward kernel of `residual_rollout`, and what it shares with the gradient's: one program takes a tile of rows through all steps.
 
-The stream of a tile stays in registers, hidden units exist only CHUNK at a time, weights stream through shared memory. A
-state goes to memory once, as the result, and comes back from there (from the cache, mostly) for each window that holds it. The backward
-pass needs the normalised input of every block beside it, and recomputes hidden units.
+A state goes to memory once, as the result, and comes back from there (from the cache, mostly) for each window that holds it. The
+backward pass needs the normalised input of every block beside it, and recomputes hidden units.
 """
 # mypy: disable-error-code="untyped-decorator, no-untyped-def"
 
@@ -11,41 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def rounded(x, OPERANDS: tl.constexpr, EMULATE: tl.constexpr):
-    """x as a matrix product takes it. EMULATE: bfloat16 by its bits, in float32, as the interpreter can neither round nor
-    multiply bfloat16."""
-    if EMULATE:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        return bits.to(tl.float32, bitcast=True)
-    else:
-        return x.to(OPERANDS)
-
-
-@triton.jit
-def sigmoid(x, FAST: tl.constexpr):
-    """1/(1 + exp(−x)). FAST: by the device's tanh, one instruction with an error below bfloat16's rounding."""
-    if FAST:
-        half = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [0.5 * x], dtype=tl.float32, is_pure=True, pack=1
-        )
-        return 0.5 * half + 0.5
-    else:
-        return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
-def activated(h, SILU: tl.constexpr, FAST: tl.constexpr):
-    """act(h) and its slope."""
-    if SILU:
-        part = sigmoid(h, FAST)
-        a = h * part
-        return a, part + a * (1.0 - part)
-    else:
-        a = tl.maximum(h, 0.0)
-        return a * a, 2.0 * a
+from arlat_kernels.residual_block_triton import add_block, inverse_root_mean_square, rounded
 
 
 @triton.jit
@@ -66,13 +31,6 @@ def toward(v, SHORTEST: tl.constexpr):
     length = tl.sqrt(tl.sum(v * v, 1))
     inverse = tl.where(length > SHORTEST, 1.0 / tl.maximum(length, SHORTEST), 0.0)
     return v * inverse[:, None], inverse
-
-
-@triton.jit
-def inverse_root_mean_square(x, S: tl.constexpr):
-    """1/√(mean x² + 1e-6) of each row; the constant by a division of numbers that float32 holds."""
-    square = tl.sum(x * x, 1)
-    return 1.0 / tl.sqrt(square / S + (square * 0.0 + 1.0) / 1000000.0)
 
 
 @triton.jit
@@ -120,7 +78,7 @@ def forward_kernel(
     first = tl.program_id(0).to(tl.int64) * ROWS
     lane = tl.arange(0, ROWS)
     alive = first + lane < B
-    wide, col, chunk = tl.arange(0, S), tl.arange(0, D), tl.arange(0, CHUNK)
+    wide, col = tl.arange(0, S), tl.arange(0, D)
     frames_ptr += model * frames_model + first * frames_row
     predicted_ptr += (model * B + first) * K * D
     given_ptr += model * K * B + first
@@ -160,14 +118,10 @@ def forward_kernel(
                 at = (layer * K + k).to(tl.int64) * B
                 tl.store(normed_ptr + at * S + lane[:, None] * S + wide[None, :], n, alive[:, None])
                 tl.store(scale_ptr + at + lane, scale, alive)
-            x += tl.load(down_bias_ptr + layer * S + wide)[None, :]
-            for h in tl.range(0, H, CHUNK, num_stages=STAGES):
-                unit = layer * H + h + chunk
-                up = tl.load(up_ptr + unit[:, None] * S + wide[None, :])
-                hidden = tl.dot(n, tl.trans(up), input_precision=PRECISION, out_dtype=ACC)
-                a, _ = activated(hidden + tl.load(up_bias_ptr + unit)[None, :], SILU, FAST)
-                down = tl.load(down_ptr + unit[:, None] * S + wide[None, :])
-                x = tl.dot(rounded(a, OPERANDS, EMULATE), down, x, input_precision=PRECISION, out_dtype=ACC)
+            x = add_block(
+                x, n, up_ptr, up_bias_ptr, down_ptr, down_bias_ptr, layer, S, H, CHUNK, SILU, ACC, OPERANDS, EMULATE, FAST,
+                PRECISION, STAGES,
+            )  # fmt: skip
         scale = inverse_root_mean_square(x, S)
         n = rounded(x * scale[:, None], OPERANDS, EMULATE)
         if SAVE:

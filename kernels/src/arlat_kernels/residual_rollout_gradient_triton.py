@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from arlat_kernels.residual_rollout_forward_triton import activated, load_frame, rounded, toward
+from arlat_kernels.residual_block_triton import activated, rounded
+from arlat_kernels.residual_rollout_forward_triton import load_frame, toward
 
 
 @triton.jit

@@ -9,7 +9,8 @@ import triton.language as tl
 
 from arlat_kernels.build import Build
 from arlat_kernels.op import triton_mode
-from arlat_kernels.residual_rollout import BOUND, LONGEST, OPERANDS, WIDTHS, fits
+from arlat_kernels.residual_block import OPERANDS, WIDTHS, fits
+from arlat_kernels.residual_rollout import BOUND, LONGEST
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
 from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel, window_kernel
 from arlat_kernels.vmf_nll import SHORTEST

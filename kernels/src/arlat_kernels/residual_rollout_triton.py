@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from arlat_kernels.mixture_triton import on_device
+from arlat_kernels.residual_block import narrowed
 from arlat_kernels.residual_rollout import (
     BOUND,
     LONGEST,
@@ -21,7 +22,6 @@ from arlat_kernels.residual_rollout import (
     ResidualWeights,
     check_options,
     check_shapes,
-    narrowed,
 )
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
 from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel, window_kernel

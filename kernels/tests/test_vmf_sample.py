@@ -54,7 +54,7 @@ def test_the_cosine_has_its_exact_law(dim: int, kappa: float, dtype: torch.dtype
 @pytest.mark.parametrize("kappa", [0.5, 50.0, 1e6])
 def test_the_mean_gap_is_one_minus_the_resultant_length(dim: int, kappa: float) -> None:
     each = torch.full((200_000,), kappa, dtype=torch.float64)
-    gap, sine = cosine_gap(each, dim, torch.tensor([1]))
+    gap, sine = cosine_gap(each, dim, torch.tensor([1]), torch.arange(len(each)))
     expected = float(vmf_mean_resultant(each[:1], dim, complement=True))
     assert abs(float(gap.mean()) - expected) < 5 * float(gap.std()) / math.sqrt(len(gap))
     torch.testing.assert_close(sine.square(), gap * (2 - gap), rtol=1e-6, atol=1e-12)
@@ -128,10 +128,10 @@ def test_float32_and_float64_draw_the_same() -> None:
 
 def test_rounds_by_masks_draw_what_shrinking_rows_draw() -> None:
     kappa = torch.tensor([0.0, 1.0, 30.0, 1e5], dtype=torch.float64).repeat(50)
-    expected = shrinking_rounds(kappa, 5, torch.tensor([4]))
-    for got, true in zip(masked_rounds(kappa, 5, torch.tensor([4])), expected, strict=True):
+    expected = shrinking_rounds(kappa, 5, torch.tensor([4]), torch.arange(len(kappa)))
+    for got, true in zip(masked_rounds(kappa, 5, torch.tensor([4]), torch.arange(len(kappa))), expected, strict=True):
         assert torch.equal(got, true)
-    assert bool(torch.isnan(masked_rounds(torch.tensor([torch.nan]), 5, torch.tensor([4]))[0]).all())
+    assert bool(torch.isnan(masked_rounds(torch.tensor([torch.nan]), 5, torch.tensor([4]), torch.arange(1))[0]).all())
 
 
 def test_the_reference_reads_nothing_on_the_host_beside_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_the_reference_reads_nothing_on_the_host_beside_a_cpu(monkeypatch: pytes
         mu, kappa = torch.ones(6, 5, device="cuda"), torch.ones(6, device="cuda")
         seed = torch.zeros(1, dtype=torch.int64, device="cuda")
         x = vmf_draw.reference(mu, kappa, seed)
-        gap, _ = cosine_gap(kappa.double(), 5, seed)
+        gap, _ = cosine_gap(kappa.double(), 5, seed, torch.arange(len(kappa), device=kappa.device))
         grad_mu, grad_kappa = gradients(x, mu, kappa, x, gap, *module.normalised(mu))
         with pytest.raises(DataDependentOutputException):
             bool(x.sum() > 0)

@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 import triton
 import triton.language as tl
+from arlat_kernels import philox_triton
 from arlat_kernels import vmf_sample_gradient_triton as tiles
 from arlat_kernels import vmf_sample_triton as twin
 
@@ -27,13 +28,13 @@ def primitives(seed_ptr, word_ptr, log_ptr, cos_ptr, sin_ptr, first: tl.constexp
     row = tl.arange(0, 4).to(tl.int64) + first
     step = tl.arange(0, 8).to(tl.uint32)
     at = tl.arange(0, 4)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    w0, w1, w2, w3 = twin.random_words(seed_ptr, row[:, None], step[None, :], 1)
+    w0, w1, w2, w3 = philox_triton.random_words(seed_ptr, row[:, None], step[None, :], 1)
     tl.store(word_ptr + at, w0.to(tl.int64))
     tl.store(word_ptr + 32 + at, w1.to(tl.int64))
     tl.store(word_ptr + 64 + at, w2.to(tl.int64))
     tl.store(word_ptr + 96 + at, w3.to(tl.int64))
-    tl.store(log_ptr + at, twin.minus_log(w0, tl.float64))
-    cos, sin = twin.cos_sin(w0, tl.float64, HALF_PI, 9)
+    tl.store(log_ptr + at, philox_triton.minus_log(w0, tl.float64))
+    cos, sin = philox_triton.cos_sin(w0, tl.float64, HALF_PI, 9)
     tl.store(cos_ptr + at, cos)
     tl.store(sin_ptr + at, sin)
 
@@ -44,7 +45,7 @@ def test_words_are_bitwise_those_of_the_reference(seed: int, first: int) -> None
     key = torch.tensor([seed])
     words = torch.zeros(4, 32, dtype=torch.int64)
     log, cos, sin = (torch.zeros(4, 8, dtype=torch.float64) for _ in range(3))
-    primitives[(1,)](key, words, log, cos, sin, first, twin.HALF_PI)
+    primitives[(1,)](key, words, log, cos, sin, first, philox_triton.HALF_PI)
     row = torch.arange(first, first + 4)
     expected = random_words(key, row[:, None], torch.arange(8), 1)
     assert torch.equal(words & MASK, torch.stack([word.flatten() for word in expected]))

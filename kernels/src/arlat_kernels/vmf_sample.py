@@ -63,10 +63,7 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mu: Tensor, kappa: Tensor, seed: Tensor) -> Tensor:
-        gap, sine = cosine_gap(kappa.double(), mu.shape[-1], seed)
-        pole, _ = normalised(mu)
-        tangent = tangent_direction(pole, seed)
-        x = (1 - gap).to(pole).unsqueeze(-1) * pole + tangent.mul_(sine.to(pole).unsqueeze(-1))
+        x, gap = turned(normalised(mu)[0], kappa.double(), seed, torch.arange(len(mu), device=mu.device))
         ctx.save_for_backward(mu, kappa, x, gap)
         return x
 
@@ -77,21 +74,28 @@ class _Draw(torch.autograd.Function):
         return *gradients(grad, mu, kappa, x, gap, *normalised(mu)), None
 
 
-def cosine_gap(kappa: Tensor, dim: int, seed: Tensor) -> tuple[Tensor, Tensor]:
+def turned(pole: Tensor, kappa: Tensor, seed: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws [n d] around unit vectors `pole` [n d] with float64 κ [n] by the counters of `row` [n], and their 1 − cosines [n]."""
+    gap, sine = cosine_gap(kappa, pole.shape[-1], seed, row)
+    tangent = tangent_direction(pole, seed, row)
+    return (1 - gap).to(pole).unsqueeze(-1) * pole + tangent.mul_(sine.to(pole).unsqueeze(-1)), gap
+
+
+def cosine_gap(kappa: Tensor, dim: int, seed: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """t = 1 − μᵀx and √(1 − (1−t)²) for float64 κ [n], both [n]; t keeps its digits where μᵀx rounds to 1."""
-    return (shrinking_rounds if kappa.device.type == "cpu" else masked_rounds)(kappa, dim, seed)
+    return (shrinking_rounds if kappa.device.type == "cpu" else masked_rounds)(kappa, dim, seed, row)
 
 
-def shrinking_rounds(kappa: Tensor, dim: int, seed: Tensor) -> tuple[Tensor, Tensor]:
+def shrinking_rounds(kappa: Tensor, dim: int, seed: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """Rejection in which only the rows not yet accepted go on; RuntimeError if κ is not finite."""
     gap, sine = torch.empty_like(kappa), torch.empty_like(kappa)
     pending = torch.arange(len(kappa), device=kappa.device)
     for step in range(ROUNDS):
         if len(pending) == 0:
             return gap, sine
-        taken, found, found_sine = propose(kappa[pending], pending, step, dim, seed)
-        rows = pending[taken]
-        gap[rows], sine[rows] = found[taken], found_sine[taken]
+        taken, found, found_sine = propose(kappa[pending], row[pending], step, dim, seed)
+        done = pending[taken]
+        gap[done], sine[done] = found[taken], found_sine[taken]
         pending = pending[~taken]
     raise RuntimeError(
         f"{len(pending)} of {len(kappa)} rows were not accepted in {ROUNDS} rounds; kappa there begins with "
@@ -99,10 +103,9 @@ def shrinking_rounds(kappa: Tensor, dim: int, seed: Tensor) -> tuple[Tensor, Ten
     )
 
 
-def masked_rounds(kappa: Tensor, dim: int, seed: Tensor) -> tuple[Tensor, Tensor]:
+def masked_rounds(kappa: Tensor, dim: int, seed: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """Rejection in which every round takes all rows, so that no value is read on the host; NaN if κ is not finite."""
     gap, sine = torch.full_like(kappa, torch.nan), torch.full_like(kappa, torch.nan)
-    row = torch.arange(len(kappa), device=kappa.device)
     for step in range(ROUNDS):
         taken, found, found_sine = propose(kappa, row, step, dim, seed)
         taken = taken & torch.isnan(gap)
@@ -151,12 +154,12 @@ def normalised(mu: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(length == 0, axis, mu / torch.where(length == 0, 1, length)), length
 
 
-def tangent_direction(pole: Tensor, seed: Tensor) -> Tensor:
+def tangent_direction(pole: Tensor, seed: Tensor, row: Tensor) -> Tensor:
     """Unit vectors [n d] uniform in the tangent space of the unit vectors `pole` [n d]."""
     n, dim = pole.shape
     size = max(1, CHUNK // dim) if pole.device.type == "cpu" else max(1, n)
-    parts = zip(torch.split(pole, size), torch.split(torch.arange(n, device=pole.device), size), strict=True)
-    return torch.cat([tangents(part, row, seed) for part, row in parts])
+    parts = zip(torch.split(pole, size), torch.split(row, size), strict=True)
+    return torch.cat([tangents(part, rows, seed) for part, rows in parts])
 
 
 def tangents(pole: Tensor, row: Tensor, seed: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from arlat_kernels.build import Build
 from arlat_kernels.mixture_triton import on_device, rows_strided
+from arlat_kernels.philox_triton import HALF_PI, cos_sin, minus_log, normal_tile, random_words, terms
 from arlat_kernels.vmf_sample import COSINE, ROUNDS, TANGENT, check_shapes
 from arlat_kernels.vmf_sample_gradient_triton import (
     LANES,
@@ -29,67 +30,20 @@ from arlat_kernels.vmf_sample_gradient_triton import (
     warps,
 )
 
-HALF_PI = 1.5707963267948966
-
 
 @triton.jit
-def random_words(seed_ptr, row, step, STREAM: tl.constexpr):
-    """Words of counter (row low, step, stream, row high), `row` int64 and `step` uint32 of shapes that broadcast."""
-    low = (row & 0xFFFFFFFF).to(tl.uint32)
-    high = (row >> 32).to(tl.uint32)
-    low, step = tl.broadcast(low, step)
-    high, step = tl.broadcast(high, step)
-    return tl.philox(tl.load(seed_ptr), low, step, (high * 0 + STREAM).to(tl.uint32), high)
-
-
-@triton.jit
-def minus_log(word, ACC: tl.constexpr):
-    """−log of (word + ½)·2⁻³², with all digits at both ends."""
-    low = word < 2147483648
-    small = (tl.where(low, word, 0xFFFFFFFF - word).to(tl.int32).to(ACC) + 0.5) * 2.3283064365386963e-10  # exactly 2⁻³²
-    # log(1−x) as log(r)·x/(1−r), r the rounded 1−x: its rounding cancels.
-    rest = 1.0 - small
-    same = rest == 1.0
-    near = tl.where(same, small, -tl.log(rest) * small / tl.where(same, 1.0, 1.0 - rest))
-    return tl.where(low, -tl.log(small), near)
-
-
-@triton.jit
-def cos_sin(word, ACC: tl.constexpr, HALF_PI: tl.constexpr, TERMS: tl.constexpr):
-    """cos and sin of 2π(word + ½)·2⁻³² by Taylor polynomials on an eighth of a turn; tl.cos would need a stack."""
-    shifted = word + 536870912  # 2²⁹
-    quadrant = (shifted >> 30).to(tl.int32)
-    part = ((shifted & 1073741823).to(tl.int32) - 536870912).to(ACC) + 0.5
-    angle = part * tl.full(part.shape, HALF_PI / 1073741824.0, ACC)
-    square = angle * angle
-    cos = tl.full(part.shape, 1.0, ACC)
-    sin = tl.full(part.shape, 1.0, ACC)
-    for j in tl.static_range(TERMS):
-        cos = 1.0 - square * cos * tl.full(part.shape, 1.0 / ((2 * (TERMS - j)) * (2 * (TERMS - j) - 1)), ACC)
-        sin = 1.0 - square * sin * tl.full(part.shape, 1.0 / ((2 * (TERMS - j)) * (2 * (TERMS - j) + 1)), ACC)
-    sin = sin * angle
-    odd = (quadrant & 1) == 1
-    first = tl.where(odd, sin, cos)
-    second = tl.where(odd, cos, sin)
-    return tl.where((quadrant == 1) | (quadrant == 2), -first, first), tl.where(quadrant >= 2, -second, second)
-
-
-@triton.jit
-def gap_kernel(
-    kappa_ptr,  # [n]
-    seed_ptr,  # [1] int64
-    gap_ptr,  # [n] float64: 1 − cos
-    sine_ptr,  # [n] float64
-    n,
+def draw_cosine(
+    kappa,  # [LANES] float64
+    row,  # [LANES] int64: what a lane draws depends on it, the seed and κ alone
+    alive,
+    seed_ptr,
     D: tl.constexpr,
     LANES: tl.constexpr,
     ROUNDS: tl.constexpr,
     STREAM: tl.constexpr,
     HALF_PI: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    alive = row < n
-    kappa = tl.load(kappa_ptr + row, alive, 0).to(tl.float64)
+    """1 − cosine and sine [LANES] of draws around a direction, float64; NaN where κ is not finite."""
     b = (D - 1) / (2.0 * kappa + tl.sqrt(4.0 * kappa * kappa + (D - 1) * (D - 1)))
     om = 2.0 * b / (1.0 + b)  # 1 − x0
     x0 = (1.0 - b) / (1.0 + b)
@@ -120,6 +74,26 @@ def gap_kernel(
         sine = tl.where(taken, tl.sqrt(om * (1.0 + x0) * s2) / q, sine)
         active = tl.where(taken, 0, active)
         step += 1
+    return gap, sine
+
+
+@triton.jit
+def gap_kernel(
+    kappa_ptr,  # [n]
+    seed_ptr,  # [1] int64
+    gap_ptr,  # [n] float64: 1 − cos
+    sine_ptr,  # [n] float64
+    n,
+    D: tl.constexpr,
+    LANES: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    STREAM: tl.constexpr,
+    HALF_PI: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    alive = row < n
+    kappa = tl.load(kappa_ptr + row, alive, 0).to(tl.float64)
+    gap, sine = draw_cosine(kappa, row, alive, seed_ptr, D, LANES, ROUNDS, STREAM, HALF_PI)
     tl.store(gap_ptr + row, gap, alive)
     tl.store(sine_ptr + row, sine, alive)
 
@@ -154,12 +128,7 @@ def direction_kernel(
         m1 = tl.sum(tl.where((col == 1)[None, :], pole, 0.0), 1)[:, None]
         tangent = tl.where((col == 0)[None, :], -m1, m0) * sign
     else:
-        length = tl.sqrt(2.0 * minus_log(w0, ACC))
-        cos, sin = cos_sin(w1, ACC, HALF_PI, TERMS)
-        g0, g1 = length * cos, length * sin
-        length = tl.sqrt(2.0 * minus_log(w2, ACC))
-        cos, sin = cos_sin(w3, ACC, HALF_PI, TERMS)
-        g = tl.interleave(tl.interleave(g0, length * cos), tl.interleave(g1, length * sin))
+        g = normal_tile(w0, w1, w2, w3, ACC, HALF_PI, TERMS)
         g = tl.where((col < D)[None, :], g, 0.0)
         for _ in tl.static_range(2):  # once leaves a rounding error along the pole that few dimensions would feel
             g -= tl.sum(g * pole, 1)[:, None] * pole
@@ -178,7 +147,7 @@ def constants(name: str, d: int, dtype: torch.dtype) -> dict[str, Any]:
         return {"D": d, "LANES": LANES, "ROUNDS": ROUNDS, "STREAM": COSINE, "HALF_PI": HALF_PI}
     wide = dtype == torch.float64
     fixed = {"D": d, **tile(d), "ACC": tl.float64 if wide else tl.float32}
-    return {**fixed, "STREAM": TANGENT, "HALF_PI": HALF_PI, "TERMS": 9 if wide else 5}
+    return {**fixed, "STREAM": TANGENT, "HALF_PI": HALF_PI, "TERMS": terms(wide)}
 
 
 @torch.library.custom_op("arlat::vmf_draw", mutates_args=())

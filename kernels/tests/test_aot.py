@@ -95,7 +95,7 @@ def test_the_rollout_has_no_loop_of_products_that_spills_and_does_where_its_tile
 def test_the_rollout_compiles_where_sizes_of_one_become_constants() -> None:
     from dataclasses import replace
 
-    sizes = {"B", "K", "W", "L", "N", "tiles"}
+    sizes = {"B", "J", "K", "W", "L", "N", "tiles"}
     for build in [each for each in aot.shipped() if each.name.endswith("/d32_s32_fp32")]:
         ones = {name: 1 for name in build.kernel.arg_names if name in sizes}
         assert len(ones) >= 3

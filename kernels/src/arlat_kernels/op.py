@@ -51,7 +51,8 @@ class Op(Generic[Out]):
     named float32 CPU tensors for one case; the options of a case are those of its keys that `options` names. The result
     is a tensor or a tuple of tensors. Calling the op picks by device; the environment variable ARLAT_KERNELS =
     reference or a twin's name forces that one. `pathwise` says that the gradient is the derivative of the value with
-    everything else fixed; that of a draw by rejection is not, though its mean is right.
+    everything else fixed; that of a draw by rejection is not, though its mean is right. An op that is not `differentiable`
+    refuses, when called, inputs that require a gradient.
     """
 
     name: str
@@ -61,11 +62,17 @@ class Op(Generic[Out]):
     twins: Mapping[str, Twin] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     pathwise: bool = True
+    differentiable: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.reference.__doc__)
 
     def __call__(self, *inputs: Any, **options: Any) -> Out:
+        if not self.differentiable and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+            raise ValueError(
+                f"An input of {self.name} requires a gradient, and it has none: call it under torch.no_grad(), or detach "
+                "what goes in."
+            )
         return self.implementation(self.pick(*inputs, **options))(*inputs, **options)
 
     def settings(self, case: Case) -> Case:

@@ -55,9 +55,9 @@ def cos_sin(word: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.where((quadrant == 1) | (quadrant == 2), -first, first), torch.where(quadrant >= 2, -second, second)
 
 
-def normals(seed: Tensor, row: Tensor, count: int, stream: int, dtype: torch.dtype) -> Tensor:
-    """Independent standard normals [n count] for rows [n], four per counter, by Box and Muller's formula."""
-    quad = torch.arange((count + 3) // 4, device=row.device)
+def normals(seed: Tensor, row: Tensor, count: int, stream: int, dtype: torch.dtype, first: int = 0) -> Tensor:
+    """Independent standard normals [n count] for rows [n], four per counter from `first` on, by Box and Muller's formula."""
+    quad = torch.arange(first, first + (count + 3) // 4, device=row.device)
     words = random_words(seed, row.unsqueeze(-1), quad, stream)
     parts = []
     for radius, angle in (words[:2], words[2:]):

@@ -6,6 +6,7 @@ The recurrence alone is here: normalisers, losses, masks, curricula and weights 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +74,27 @@ class ResidualRollout(NamedTuple):
     squared_error: Tensor
 
 
+class Law(NamedTuple):
+    """The law of one step as the head gives it.
+
+    Attributes:
+        direction: Unit vectors [m b d], 0 where there is no direction.
+        length: The direction's length before it was normalised, [m b].
+        kappa: [m b].
+        mu: [m b].
+        log_sigma: [m b].
+    """
+
+    direction: Tensor
+    length: Tensor
+    kappa: Tensor
+    mu: Tensor
+    log_sigma: Tensor
+
+
+Advance = Callable[[Law, int], Tensor]  # the displacement [m b d] by a law at step k
+
+
 def alive_steps(frames: Tensor, steps: int) -> Tensor:
     """Whether step k of each row [... k] comes before the row's first frame [... w+k d] with a coordinate that is not finite."""
     return frames.isfinite().all(-1).cumprod(-1)[..., frames.shape[-2] - steps :].bool()
@@ -104,11 +126,20 @@ def residual_rollout(
         ValueError: When shapes or options do not fit.
     """
     check_shapes(frames, given, weights)
-    alive = alive_steps(frames, given.shape[-1])
-    clean = torch.where(frames.isfinite().all(-1, keepdim=True), frames, 0.0)
     out = residual_rollout_op(
-        clean, given, *weights, activation=activation, bound=bound, longest=longest, operands=operands
+        cleaned(frames), given, *weights, activation=activation, bound=bound, longest=longest, operands=operands
     )
+    return stopped(out, frames, given)
+
+
+def cleaned(frames: Tensor) -> Tensor:
+    """`frames`, those with a coordinate that is not finite replaced by 0."""
+    return torch.where(frames.isfinite().all(-1, keepdim=True), frames, 0.0)
+
+
+def stopped(out: tuple[Tensor, ...], frames: Tensor, given: Tensor) -> tuple[ResidualRollout, Tensor]:
+    """The fields of a rollout with 0 where a row has ended, and where it has not."""
+    alive = alive_steps(frames, given.shape[-1])
     fields = (torch.where(alive.reshape(*alive.shape, *[1] * (f.dim() - alive.dim())), f, 0.0) for f in out)
     return ResidualRollout(*fields), alive
 
@@ -123,8 +154,24 @@ def residual_rollout_reference(
     operands: str = "float32",
 ) -> tuple[Tensor, ...]:
     """The fields of `ResidualRollout` for finite frames [m b w+k d], given [m b k] and the tensors of `ResidualWeights`."""
-    named = check_shapes(frames, given, ResidualWeights(*weights))
+    net = check_shapes(frames, given, ResidualWeights(*weights))
     check_options(activation, bound, longest, operands)
+
+    def advance(law: Law, _: int) -> Tensor:
+        return softly_bound(law.mu, bound).exp().clamp_max(longest)[..., None] * law.direction
+
+    return rolled(frames, given, net, advance, activation, operands)
+
+
+def softly_bound(raw: Tensor, bound: float) -> Tensor:
+    """raw/(1 + abs(raw)/bound)."""
+    return raw / (1 + raw.abs() / bound)
+
+
+def rolled(
+    frames: Tensor, given: Tensor, named: ResidualWeights, advance: Advance, activation: str, operands: str
+) -> ResidualRollout:
+    """The rollout whose steps `advance` takes."""
     dtype = result_dtype(frames)
     frames = frames.to(dtype)
     net = ResidualWeights(*(tensor.to(dtype) for tensor in named))
@@ -141,8 +188,7 @@ def residual_rollout_reference(
         n = narrowed(norm(x), operands)
         v, v_length = unit(n @ direction + net.head_bias[:, None, :d])
         kappa, mu, log_sigma = (n @ scalar_rows + net.head_bias[:, None, d:]).unbind(-1)
-        length = torch.exp(mu / (1 + mu.abs() / bound)).clamp_max(longest)
-        after = window[-1] + length[..., None] * v
+        after = window[-1] + advance(Law(v, v_length, kappa, mu, log_sigma), k)
         truth = frames[:, :, w + k]
         away = gap(v, v_length, *unit(truth - frames[:, :, w + k - 1]))
         steps.append((after, kappa, mu, log_sigma, away, (after - truth).square().sum(-1)))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from arlat_kernels.philox_triton import normal_tile, random_words
 from arlat_kernels.residual_block_triton import add_block, inverse_root_mean_square, rounded
+from arlat_kernels.vmf_sample_triton import draw_cosine
 
 
 @triton.jit
@@ -34,6 +36,22 @@ def toward(v, SHORTEST: tl.constexpr):
 
 
 @triton.jit
+def concentration(raw, D: tl.constexpr):
+    """κ = D·softplus(raw) in float64."""
+    wide = raw.to(tl.float64)
+    return D * tl.where(wide > 20.0, wide, tl.log(1.0 + tl.exp(tl.minimum(wide, 20.0))))
+
+
+@triton.jit
+def turned(pole, g, gap, sine, ACC: tl.constexpr):
+    """Unit vectors at 1 − cosine `gap` from unit vectors `pole`, towards normals g."""
+    for _ in tl.static_range(2):  # as in `vmf_draw`
+        g -= tl.sum(g * pole, 1)[:, None] * pole
+    sine = sine.to(ACC) / tl.sqrt(tl.sum(g * g, 1))
+    return (1.0 - gap).to(ACC)[:, None] * pole + sine[:, None] * g
+
+
+@triton.jit
 def forward_kernel(
     frames_ptr,  # [M B W+K D], strides of model and row given
     given_ptr,  # [M K B] int8
@@ -50,6 +68,9 @@ def forward_kernel(
     fields_ptr,  # [5 M K B]: κ, mu, log_sigma, gap, squared error
     normed_ptr,  # [M L+1 K B S] operands: norm(x) before each block and the head
     scale_ptr,  # [M L+1 K B]: its 1/√(mean x² + 1e-6)
+    noise_ptr,  # [M K B] where SAMPLED: of the log-length
+    seed_ptr,  # [1] int64 where SAMPLED
+    spread_ptr,  # [M] where SAMPLED: the typical sigma
     B,
     K,
     W,
@@ -67,6 +88,12 @@ def forward_kernel(
     LONGEST: tl.constexpr,
     SHORTEST: tl.constexpr,
     SAVE: tl.constexpr,
+    SAMPLED: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    COSINE: tl.constexpr,
+    TANGENT: tl.constexpr,
+    HALF_PI: tl.constexpr,
+    TERMS: tl.constexpr,
     ACC: tl.constexpr,
     OPERANDS: tl.constexpr,
     EMULATE: tl.constexpr,
@@ -95,6 +122,13 @@ def forward_kernel(
     plane = tl.num_programs(1).to(tl.int64) * K * B
     for k in range(K):
         newest = W - 1 + k
+        if SAMPLED:  # normals of the tangent, while no other tile is held; they wait where the state will be
+            counter = (model * B + first + lane) | (tl.full([ROWS], k, tl.int64) << 32)
+            quad = tl.arange(0, D // 4).to(tl.uint32)
+            w0, w1, w2, w3 = random_words(seed_ptr, counter[:, None], quad[None, :], TANGENT)
+            normal_ptr = predicted_ptr + k * D + lane[:, None] * (K * D) + col[None, :]
+            tl.store(normal_ptr, normal_tile(w0, w1, w2, w3, ACC, HALF_PI, TERMS), alive[:, None])
+            tl.debug_barrier()
         x = tl.zeros([ROWS, S], ACC) + tl.load(enter_bias_ptr + model * S + wide)[None, :]
         for c in tl.range(0, D, COLUMNS):
             part = c + tl.arange(0, COLUMNS)
@@ -139,10 +173,20 @@ def forward_kernel(
         truth = tl.load(truth_ptr, alive[:, None], 0)
         u, u_inverse = toward(truth - tl.load(truth_ptr - D, alive[:, None], 0), SHORTEST)
         away = 0.5 * tl.sum((v - u) * (v - u), 1)
-        length = tl.minimum(tl.exp(mu / (1.0 + tl.abs(mu) / BOUND)), LONGEST)
+        length = mu / (1.0 + tl.abs(mu) / BOUND)
+        if SAMPLED:
+            sigma = tl.load(spread_ptr + model) * tl.exp(log_sigma / (1.0 + tl.abs(log_sigma) / BOUND))
+            length += sigma * tl.load(noise_ptr + (model * K + k) * B + first + lane, alive, 0)
+            v = tl.where(((v_inverse == 0)[:, None] & (col == 0)[None, :]), 1.0, v)  # no direction: the first axis
+            gap, sine = draw_cosine(concentration(kappa, D), counter, alive, seed_ptr, D, ROWS, ROUNDS, COSINE, HALF_PI)
+            v = turned(v, tl.load(normal_ptr, alive[:, None], 0), gap, sine, ACC)
+            tl.debug_barrier()  # before the state takes the place of the normals
+        length = tl.minimum(tl.exp(length), LONGEST)
         state = load_frame(frames_ptr, predicted_ptr, given_ptr, lane, col, frames_row, K * D, alive, newest, B, W, D)
         state += length[:, None] * v
         tl.store(predicted_ptr + k * D + lane[:, None] * (K * D) + col[None, :], state, alive[:, None])
+        if SAMPLED:  # not kept while the direction was drawn
+            truth = tl.load(truth_ptr, alive[:, None], 0)
         state -= truth
         at = fields_ptr + k * B + lane
         tl.store(at, kappa, alive)

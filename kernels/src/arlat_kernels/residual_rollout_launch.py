@@ -9,19 +9,32 @@ import triton.language as tl
 
 from arlat_kernels.build import Build
 from arlat_kernels.op import triton_mode
+from arlat_kernels.philox_triton import HALF_PI, terms
 from arlat_kernels.residual_block import OPERANDS, WIDTHS, fits
 from arlat_kernels.residual_rollout import BOUND, LONGEST
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
 from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel, window_kernel
 from arlat_kernels.vmf_nll import SHORTEST
+from arlat_kernels.vmf_sample import COSINE, ROUNDS, TANGENT
 
 STAGES = 2  # chunks of weights in flight
 STRIDES = frozenset({"frames_model", "frames_row"})
+TYPES = dict.fromkeys(STRIDES, "i32") | {"given_ptr": "*i8", "seed_ptr": "*i64"}  # of arguments that divide by 16
 MULTIPLIED = frozenset(
     f"{name}_ptr" for name in ("enter", "up", "down", "direction", "normed", "grad_stream", "grad_direction")
 )
 # Bytes that a thread may spill where there are no products, by kernel and wider of stream and frame.
-STACK = {("forward", 64): 128, ("sweep", 64): 512, ("forward", 128): 256, ("sweep", 128): 1024, ("blocks", 128): 16}
+STACK = {
+    ("sampled", 32): 32,
+    ("sampled", 64): 384,
+    ("sampled", 128): 1024,
+    ("forward", 64): 128,
+    ("sweep", 64): 512,
+    ("forward", 128): 256,
+    ("sweep", 128): 1024,
+    ("blocks", 128): 16,
+}
+STACK_FLOAT32 = {"sampled": 64}  # the same of float32, where it is not 32
 
 
 def emulated(operands: str) -> bool:
@@ -81,47 +94,67 @@ def law(bound: float, longest: float) -> dict[str, float]:
     return {"BOUND": bound, "LONGEST": longest, "SHORTEST": SHORTEST}
 
 
+def drawing(sampled: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """The constants of a step's draw."""
+    return {
+        "SAMPLED": sampled,
+        "ROUNDS": ROUNDS,
+        "COSINE": COSINE,
+        "TANGENT": TANGENT,
+        "HALF_PI": HALF_PI,
+        "TERMS": terms(dtype == torch.float64),
+    }
+
+
+NO_DRAWS: dict[str, Any] = {"noise_ptr": None, "seed_ptr": None, "spread_ptr": None}  # of a mean rollout
+
+
+def shipped_sizes() -> list[tuple[int, int, str]]:
+    """Dim, stream and operands of all that fits."""
+    return [(d, s, each) for each in OPERANDS for s in WIDTHS for d in WIDTHS if fits(d, s, each)]
+
+
 def builds() -> tuple[Build, ...]:
     """What is compiled ahead of time: forward pass, sweep and weight gradients for all operands and sizes that fit."""
+    return tuple(build for sizes in shipped_sizes() for build in builds_of(*sizes))
+
+
+def sampled_builds() -> tuple[Build, ...]:
+    """The forward pass of sampled rollouts for all operands and sizes that fit."""
     return tuple(
-        build
-        for operands in OPERANDS
-        for stream in WIDTHS
-        for dim in WIDTHS
-        if fits(dim, stream, operands)
-        for build in builds_of(dim, stream, operands)
+        build_of("sampled", forward_kernel, forward_settings(*sizes, sampled=True), *sizes) for sizes in shipped_sizes()
     )
+
+
+def forward_settings(dim: int, stream: int, operands: str, sampled: bool) -> dict[str, Any]:
+    """The constants of the forward kernel at one size; a sampled rollout has no gradient to save for."""
+    fixed = constants(dim, stream, 256, torch.float32, "silu", operands)
+    drawn = {**drawing(sampled, torch.float32), **({} if sampled else NO_DRAWS)}
+    return {**fixed, **law(BOUND, LONGEST), **drawn, "SAVE": not sampled, **tile(dim, stream, operands)}
 
 
 def builds_of(dim: int, stream: int, operands: str) -> list[Build]:
     """The four kernels; the blocks' weight gradients do not depend on dim."""
     fixed = constants(dim, stream, 256, torch.float32, "silu", operands)
-    narrow = {"bfloat16": "*bf16", "float32": "*fp32"}[operands]
     each = [
-        ("forward", forward_kernel, {**fixed, **law(BOUND, LONGEST), "SAVE": True, **tile(dim, stream, operands)}),
+        ("forward", forward_kernel, forward_settings(dim, stream, operands, sampled=False)),
         ("sweep", sweep_kernel, {**fixed, **law(BOUND, LONGEST), **tile(dim, stream, operands)}),
         ("blocks", blocks_kernel, {**only(blocks_kernel, fixed), **gradient_tile(stream, operands)}),
         ("window", window_kernel, {**only(window_kernel, fixed), **window_tile(dim, stream, operands)}),
     ]
-    return [
-        Build(
-            name=f"residual_rollout/{name}/d{dim}_s{stream}_{narrow[1:]}",
-            kernel=kernel,
-            constants={key: value for key, value in settings.items() if key != "num_warps"},
-            types={
-                key: pointer_type(key, narrow) for key in kernel.arg_names if key.endswith("_ptr") or key in STRIDES
-            },
-            aligned=False,
-            warps=settings["num_warps"],
-            stack=STACK.get((name, max(dim, stream)), 0) if operands == "bfloat16" else 32,
-        )
-        for name, kernel, settings in each
-        if name != "blocks" or dim == stream
-    ]
+    return [build_of(*parts, dim, stream, operands) for parts in each if parts[0] != "blocks" or dim == stream]
 
 
-def pointer_type(name: str, narrow: str) -> str:
-    """The Triton type of an argument that divides by 16."""
-    if name in STRIDES:
-        return "i32"
-    return "*i8" if name == "given_ptr" else narrow if name in MULTIPLIED else "*fp32"
+def build_of(name: str, kernel: Any, settings: dict[str, Any], dim: int, stream: int, operands: str) -> Build:
+    """One kernel at one size."""
+    narrow = {"bfloat16": "*bf16", "float32": "*fp32"}[operands]
+    named = [key for key in kernel.arg_names if (key.endswith("_ptr") or key in STRIDES) and key not in settings]
+    return Build(
+        name=f"residual_rollout/{name}/d{dim}_s{stream}_{narrow[1:]}",
+        kernel=kernel,
+        constants={key: value for key, value in settings.items() if key != "num_warps"},
+        types={key: TYPES.get(key, narrow if key in MULTIPLIED else "*fp32") for key in named},
+        aligned=False,
+        warps=settings["num_warps"],
+        stack=STACK.get((name, max(dim, stream)), 0) if operands == "bfloat16" else STACK_FLOAT32.get(name, 32),
+    )

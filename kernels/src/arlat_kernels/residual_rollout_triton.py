@@ -25,7 +25,16 @@ from arlat_kernels.residual_rollout import (
 )
 from arlat_kernels.residual_rollout_forward_triton import forward_kernel
 from arlat_kernels.residual_rollout_gradient_triton import blocks_kernel, sweep_kernel, window_kernel
-from arlat_kernels.residual_rollout_launch import constants, gradient_tile, law, only, operand_dtype, tile, window_tile
+from arlat_kernels.residual_rollout_launch import (
+    constants,
+    drawing,
+    gradient_tile,
+    law,
+    only,
+    operand_dtype,
+    tile,
+    window_tile,
+)
 from arlat_kernels.vmf_nll import SHORTEST, inverse, result_dtype, unit
 
 FIELDS = SCALARS + 2  # κ, mu, log_sigma, gap, squared error
@@ -57,20 +66,29 @@ def rollout_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Predicted [M B K D], fields [5 M K B] and, where `save`, what the backward pass needs; all of one float dtype."""
     net = ResidualWeights(enter, enter_bias, up, up_bias, down, down_bias, head, head_bias)
+    return launch_forward(frames, given, net, activation, bound, longest, operands, save, (None, None, None))
+
+
+def launch_forward(
+    frames: Tensor, given: Tensor, net: ResidualWeights, activation: str, bound: float, longest: float, operands: str,
+    save: bool, draws: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The results of `rollout_forward`; `draws` are the noise [M K B], seed and spread of a sampled rollout."""
     predicted, fields, normed, scale = empty_results(frames, given, net, operands, save)
     m, b, k = given.shape
     if predicted.numel() == 0:
         return predicted, fields, normed, scale
     frames = dense_rows(frames)
     copies = operands_of(net, operands)
-    fixed = constants(frames.shape[-1], up.shape[-1], up.shape[-2], frames.dtype, activation, operands)
-    sizes = tile(frames.shape[-1], up.shape[-1], operands)
+    (layers, hidden, stream), dim = net.up.shape[1:], frames.shape[-1]
+    fixed, sizes = constants(dim, stream, hidden, frames.dtype, activation, operands), tile(dim, stream, operands)
     with on_device(frames):
         forward_kernel[(triton.cdiv(b, sizes["ROWS"]), m)](
-            frames, steps_first(given), copies.enter, enter_bias.contiguous(), copies.up, up_bias.contiguous(),
-            copies.down, down_bias.contiguous(), copies.direction, head.contiguous(), head_bias.contiguous(),
-            predicted, fields, normed, scale, b, k, enter.shape[1], up.shape[1], frames.stride(0), frames.stride(1),
-            **fixed, **sizes, **law(bound, longest), SAVE=save,
+            frames, steps_first(given), copies.enter, net.enter_bias.contiguous(), copies.up, net.up_bias.contiguous(),
+            copies.down, net.down_bias.contiguous(), copies.direction, net.head.contiguous(), net.head_bias.contiguous(),
+            predicted, fields, normed, scale, *draws, b, k, net.enter.shape[1], layers, frames.stride(0),
+            frames.stride(1), **fixed, **sizes, **law(bound, longest), SAVE=save,
+            **drawing(draws[0] is not None, frames.dtype),
         )  # fmt: skip
     return predicted, fields, normed, scale
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ def check_op(
     Several results are checked one by one, under their names where they have any. The truth is the reference in float64
     on the same inputs. The largest error may be at most twice the reference's own in `dtype`, with a floor of four units
     in the last place of the largest true entry. Each case runs contiguous and with every input strided in a NaN-filled
-    store; cases may be empty. The value must not depend on gradients being asked. ValueError for float64, which is the
-    truth itself: use torch.autograd.gradcheck there.
+    store; cases may be empty. The value must not depend on gradients being asked. Ops that are not differentiable are judged
+    by their value alone. ValueError for float64, which is the truth itself: use torch.autograd.gradcheck there.
     """
     if dtype == torch.float64:
         raise ValueError("check_op measures against float64; give a narrower dtype, or use gradcheck.")
@@ -38,16 +39,16 @@ def check_op(
         inputs = {name: convert(tensor, device, dtype) for name, tensor in made.items()}
         settings = op.settings(case)
         exact = {name: convert(tensor, device, torch.float64) for name, tensor in inputs.items()}
-        truth = evaluate(op.reference, exact, seed, settings)
-        reference = evaluate(op.reference, inputs, seed, settings)
+        judge = partial(evaluate, seed=seed, settings=settings, gradients=op.differentiable)
+        truth, reference = judge(op.reference, exact), judge(op.reference, inputs)
         run = op.implementation(implementation)
         for layout, arranged in (("contiguous", inputs), ("strided", strided(inputs))):
-            got = evaluate(run, arranged, seed, settings)
+            got = judge(run, arranged)
             for name, true in truth.items():
                 compare(f"{op.name}/{implementation} {case} {layout}: {name}", got[name], reference[name], true)
         with torch.no_grad():
             plain = results(run(*inputs.values(), **settings))
-        with_gradients = evaluate(run, inputs, seed, settings)
+        with_gradients = judge(run, inputs)
         for name, value in plain.items():
             assert torch.equal(value, with_gradients[name]), f"{op.name} {case}: no_grad changes {name}"
 
@@ -66,11 +67,20 @@ def results(value: Tensor | tuple[Tensor, ...]) -> Inputs:
 
 
 def evaluate(
-    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Inputs, seed: int, settings: Case | None = None
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Inputs,
+    seed: int,
+    settings: Case | None = None,
+    gradients: bool = True,
 ) -> Inputs:
-    """Results and `grad_<input>` of the sum of all results times fixed random weights."""
-    leaves = {name: tensor.detach().requires_grad_(tensor.is_floating_point()) for name, tensor in inputs.items()}
+    """Results and, with `gradients`, `grad_<input>` of the sum of all results times fixed random weights."""
+    leaves = {
+        name: tensor.detach().requires_grad_(gradients and tensor.is_floating_point())
+        for name, tensor in inputs.items()
+    }
     found = results(function(*leaves.values(), **(settings or {})))
+    if not gradients:
+        return found
     generator = torch.Generator().manual_seed(seed + 1)
     weights = {
         name: torch.randn(value.shape, generator=generator, dtype=torch.float64) for name, value in found.items()

@@ -73,10 +73,8 @@ def interpreter(session: nox.Session) -> None:
     session.run(
         "pytest",
         "kernels/tests/test_interpreter.py",
-        "kernels/tests/test_vmf_sample_triton.py",
         "kernels/tests/test_interpreter_traps.py",
-        "kernels/tests/test_vmf_triton.py",
-        "kernels/tests/test_loss_triton.py",
+        *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels" / "tests").glob("test_*_triton.py")),
         *session.posargs,
         env={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"},
     )

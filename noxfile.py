@@ -17,7 +17,7 @@ MEMBERS = {
     "arlat-core": ("packages/arlat-core", ""),
     "arlat-data": ("packages/arlat-data", "[encodec,hifigan,lyra,mimi,voices]"),
     "arlat-dynamics": ("packages/arlat-dynamics", ""),
-    "arlat-vae": ("packages/arlat-vae", ""),
+    "arlat-vae": ("packages/arlat-vae", "[semantic]"),
     "arlat-score": ("packages/arlat-score", ""),
     "arlat-diag": ("packages/arlat-diag", "[perceptual]"),
 }
@@ -135,7 +135,7 @@ def alone(session: nox.Session, member: str) -> None:
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """The benchmarks that need no GPU; rows go to benchmarks/results/."""
-    for script in ("store", "battery", "vmf", "dynamics"):
+    for script in ("store", "battery", "vmf", "dynamics", "vae"):
         session.run("python", f"benchmarks/{script}.py", *session.posargs)
 
 

@@ -144,29 +144,6 @@ def test_l_smooth_keeps_what_is_slow(autoregression: Process) -> None:
     assert float((encoder.weight[1] / encoder.weight[0]).detach().abs()) > 5
 
 
-def test_processes_share_the_predictor_s_gradient_and_what_steers() -> None:
-    """Two with different latents end with the same predictor and multipliers, those of neither alone."""
-    given = ARConfig.model_validate({"pred": {"weight": 1.0, "target": 0.0}, "predictor": {"hidden": 4}})
-    z = [torch.randn(8, 12, 2, generator=seeded(i)).cumsum(1) for i in (1, 2)]
-    seen: list[list[Tensor]] = [[], []]
-    for index in (0, 1):
-
-        def note(value: Tensor, index: int = index) -> Tensor:
-            seen[index].append(value.clone())
-            return value
-
-        ar_losses.ar_losses(ar_losses.start(2, given, seeded()), z[index], lambda x: x, given, seeded(3), note)
-    states = [ar_losses.start(2, given, seeded()) for _ in range(3)]
-    for index in (0, 1):
-        means = [(a + b) / 2 for a, b in zip(*seen, strict=True)]
-        ar_losses.ar_losses(states[index], z[index], lambda x: x, given, seeded(3), lambda _, means=means: means.pop(0))
-    ar_losses.ar_losses(states[2], z[0], lambda x: x, given, seeded(3))
-    first, second, own = (state.models()["predictor"].state_dict() for state in states)
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert any(not torch.equal(value, own[name]) for name, value in first.items())
-    assert states[0].multipliers == states[1].multipliers != states[2].multipliers
-
-
 def config(out: Path, **changes: Any) -> Config:
     steps = {"steps": 4, "batch": 2, "warmup_steps": 0}
     small = {"log_every": 2, "save_every": 2, "held_out_crops": 2}
@@ -218,7 +195,7 @@ def test_the_predictor_learns_and_the_losses_reach_the_encoder(clips: Clips, tmp
     settings = config(tmp_path, ar=EVERY)
     learner, plain = train.start(settings), train.start(config(tmp_path))
     predictor = {name: value.clone() for name, value in learner.models()["predictor"].state_dict().items()}
-    losses = train.reconstruction_losses(settings, 24_000)
+    losses = train.reconstruction_losses(24_000)
     audio = example_audio(2, 7 * 1920, 24_000)
     for one, given in ((learner, settings), (plain, config(tmp_path))):
         train.update(one, audio, losses, given)
@@ -233,7 +210,7 @@ def test_the_predictor_learns_and_the_losses_reach_the_encoder(clips: Clips, tmp
 def test_silence_trains_without_harm(tmp_path: Path) -> None:
     settings = config(tmp_path, ar=EVERY)
     silent = train.start(settings)
-    metrics = train.update(silent, torch.zeros(2, 7 * 1920), train.reconstruction_losses(settings, 24_000), settings)
+    metrics = train.update(silent, torch.zeros(2, 7 * 1920), train.reconstruction_losses(24_000), settings)
     assert silent.skipped == 0
     assert all(math.isfinite(value) for value in metrics.values())
 
@@ -242,7 +219,7 @@ def test_a_batch_that_is_not_finite_leaves_the_predictor_as_it_was(tmp_path: Pat
     settings = config(tmp_path, ar=EVERY)
     broken = train.start(settings)
     before = {name: value.clone() for name, value in broken.models()["predictor"].state_dict().items()}
-    losses = train.reconstruction_losses(settings, 24_000)
+    losses = train.reconstruction_losses(24_000)
     train.update(broken, torch.full((2, 7 * 1920), math.nan), losses, settings)
     assert broken.skipped == 1
     assert all(torch.equal(value, before[name]) for name, value in broken.models()["predictor"].state_dict().items())

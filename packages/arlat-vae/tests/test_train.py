@@ -13,17 +13,19 @@ from arlat_core.testing.codec import example_audio
 from arlat_core.training_state import load_state
 from arlat_vae import train
 from arlat_vae.crops import Clips
+from arlat_vae.record import finite, read_rows
 from arlat_vae.train import learning_rate, update
 from arlat_vae.train_config import Config, OptimiserConfig
 from pydantic import ValidationError
+from torch import Tensor
 
 
 def config(out: Path, **changes: Any) -> Config:
     """Four steps on a quarter of a second."""
     steps = {"steps": 4, "batch": 1, "warmup_steps": 0} | changes.pop("train", {})
-    small = {"log_every": 2, "save_every": 2, "held_out_crops": 2}
+    small = {"log_every": 2, "save_every": 2, "held_out_crops": 2} | changes
     crop = {"frames": 3}
-    return Config(data={"audio_dir": out, "crop": crop}, out=out, train=steps, **small, **changes)  # type: ignore[arg-type]
+    return Config(data={"audio_dir": out, "crop": crop}, out=out, train=steps, **small)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def test_it_overfits_two_clips(tmp_path: Path) -> None:
     audio = example_audio(2, 5760, 24_000)
     settings = config(tmp_path, train={"steps": 60, "lr": 3e-3}, loss={"kl": 1e-4}, bottleneck={"dim": 16})
     trainee = train.start(settings)
-    losses = train.reconstruction_losses(settings, 24_000)
+    losses = train.reconstruction_losses(24_000)
     before = train.listen(trainee.model, audio, losses)
     while trainee.step < 50:
         update(trainee, audio, losses, settings)
@@ -90,7 +92,7 @@ def test_a_collapsed_model_is_at_its_floor(tmp_path: Path) -> None:
     settings = config(tmp_path)
     trainee = train.start(settings)
     torch.nn.init.zeros_(trainee.model.decoder.enter.weight)
-    losses = train.reconstruction_losses(settings, 24_000)
+    losses = train.reconstruction_losses(24_000)
     heard = train.listen(trainee.model, example_audio(2, 5760, 24_000), losses)
     assert set(losses) == {"waveform", "stft", "mel"}
     assert all(heard[name] == pytest.approx(heard[f"{name}_floor"]) for name in losses)
@@ -101,7 +103,7 @@ def test_beta_pulls_the_kl_down(tmp_path: Path) -> None:
     for beta in (0.0, 100.0):
         settings = config(tmp_path, train={"steps": 9}, loss={"kl": beta})
         trainee = train.start(settings)
-        losses = train.reconstruction_losses(settings, 24_000)
+        losses = train.reconstruction_losses(24_000)
         for trainee.step in range(8):
             update(trainee, audio, losses, settings)
         after.append(train.listen(trainee.model, audio, losses)["kl"])
@@ -112,7 +114,7 @@ def test_beta_pulls_the_kl_down(tmp_path: Path) -> None:
 def test_training_decodes_a_draw(tmp_path: Path, kind: str) -> None:
     """The draw depends on the seed; where there is no noise, nothing does."""
     audio, settings = example_audio(1, 5760, 24_000), config(tmp_path, bottleneck={"kind": kind})
-    losses = train.reconstruction_losses(settings, 24_000)
+    losses = train.reconstruction_losses(24_000)
     seen = [
         update(train.start(settings), audio, losses, settings.model_copy(update={"seed": seed}))["mel"]
         for seed in (0, 0, 1)
@@ -124,7 +126,7 @@ def test_training_decodes_a_draw(tmp_path: Path, kind: str) -> None:
 def test_a_balanced_gradient_has_the_size_that_it_is_told(tmp_path: Path) -> None:
     """Whatever the batch: twice the size is twice the gradient, and two equal items have the gradient of one."""
     audio = example_audio(1, 5760, 24_000)
-    losses = train.reconstruction_losses(config(tmp_path), 24_000)
+    losses = train.reconstruction_losses(24_000)
 
     def norm(size: float, count: int) -> float:
         loss = {"kl": 0.0, "balanced": True, "balanced_norm": size}
@@ -138,13 +140,13 @@ def test_a_balanced_gradient_has_the_size_that_it_is_told(tmp_path: Path) -> Non
 def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path)
     trainee = train.start(settings)
-    losses = train.reconstruction_losses(settings, 24_000)
+    losses = train.reconstruction_losses(24_000)
     update(trainee, example_audio(2, 7680, 24_000), losses, settings)
     before = {name: value.clone() for name, value in trainee.model.state_dict().items()}
     metrics = update(trainee, torch.full((2, 7680), float("nan")), losses, settings)
     assert (trainee.skipped, trainee.in_a_row) == (1, 1)
     assert all(torch.equal(value, before[name]) for name, value in trainee.model.state_dict().items())
-    assert train.finite(metrics)["mel"] is None
+    assert finite(metrics)["mel"] is None
     update(trainee, example_audio(2, 7680, 24_000), losses, settings)
     assert (trainee.skipped, trainee.in_a_row) == (1, 0)
 
@@ -152,17 +154,49 @@ def test_a_batch_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
 def test_silence_alone_trains_without_harm(tmp_path: Path) -> None:
     settings = config(tmp_path, **JUDGED)
     trainee = train.start(settings)
-    metrics = update(trainee, torch.zeros(2, 7680), train.reconstruction_losses(settings, 24_000), settings)
+    metrics = update(trainee, torch.zeros(2, 7680), train.reconstruction_losses(24_000), settings)
     assert trainee.skipped == 0
     assert all(np.isfinite(value) for value in metrics.values())
     assert all(torch.isfinite(value).all() for value in trainee.model.parameters())
 
 
-def test_a_run_without_finite_gradients_stops(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_meets_nothing_finite_goes_back_and_then_gives_up(
+    clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train, "waveform_loss", lambda audio, decoded: torch.nan * decoded.sum())
     settings = config(tmp_path, train={"steps": 50}, loss={"stft": 0.0, "mel": 0.0})
-    with pytest.raises(RuntimeError, match="20 steps in a row had no finite gradient, last at step 20"):
+    with (
+        pytest.warns(UserWarning, match="back to step 0"),
+        pytest.raises(train.DivergedError, match="5 returns to step 0 did not help"),
+    ):
         train.train(settings, clips, clips)
+    state = load_state(tmp_path / "state")
+    assert state is not None
+    assert (state.step, state.about["returns"], state.about["stuck"]) == (0, 5, 5)
+
+
+def test_after_a_return_other_crops_are_drawn_and_training_ends(
+    clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some crop makes a loss non-finite for good: from the fifth step on, until training has gone back and draws others."""
+    seen: list[Tensor] = []
+
+    def waveform(audio: Tensor, decoded: Tensor) -> Tensor:
+        if decoded.requires_grad:
+            seen.append(audio[0])
+        return (torch.nan if 5 <= len(seen) <= 9 else 1.0) * (decoded - audio).abs().mean()
+
+    monkeypatch.setattr(train, "waveform_loss", waveform)
+    settings = config(tmp_path, train={"steps": 12}, loss={"stft": 0.0, "mel": 0.0}, save_every=4, log_every=1)
+    with pytest.warns(UserWarning, match="No finite loss or gradient in 5 steps up to step 9: back to step 4"):
+        trainee = train.train(settings, clips, clips)
+    assert (trainee.step, trainee.returns, trainee.skipped, trainee.stuck) == (12, 1, 5, 0)
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["part"] == "train"]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["returns"] for row in rows] == [0] * 4 + [1] * 8
+    assert all(row["gradient_norm"] is not None for row in rows)
+    assert len(seen) == 9 + 8
+    assert not any(torch.equal(first, later) for first in seen[:9] for later in seen[9:])
 
 
 def test_losses_can_be_off_but_not_all(tmp_path: Path) -> None:
@@ -170,7 +204,7 @@ def test_losses_can_be_off_but_not_all(tmp_path: Path) -> None:
     settings = config(tmp_path, loss={**off, "adversarial": 1.0}, judge=JUDGED["judge"])
     trainee = train.start(settings)
     before = trainee.model.decoder.enter.weight.clone()
-    metrics = update(trainee, example_audio(2, 5760, 24_000), train.reconstruction_losses(settings, 24_000), settings)
+    metrics = update(trainee, example_audio(2, 5760, 24_000), train.reconstruction_losses(24_000), settings)
     assert not torch.equal(trainee.model.decoder.enter.weight, before)
     assert {"mel", "adversarial", "feature", "judge"} <= set(metrics)
     assert metrics["judge"] == pytest.approx(2.0, abs=0.3)
@@ -182,7 +216,7 @@ def test_losses_can_be_off_but_not_all(tmp_path: Path) -> None:
 def test_other_bottlenecks_train(tmp_path: Path, kind: str) -> None:
     settings = config(tmp_path, bottleneck={"kind": kind, "learn_sigma": kind == "sigma"}, precision="bfloat16")
     trainee = train.start(settings)
-    audio, losses = example_audio(2, 7680, 24_000), train.reconstruction_losses(settings, 24_000)
+    audio, losses = example_audio(2, 7680, 24_000), train.reconstruction_losses(24_000)
     first = update(trainee, audio, losses, settings)
     assert trainee.skipped == 0
     assert (first["kl"] == 0) == (kind == "plain")

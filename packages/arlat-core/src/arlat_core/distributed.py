@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from arlat_core.config import UserError
@@ -38,8 +39,19 @@ class Ranks:
             )
         return rows[self.rank :: self.world]
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """What all processes hold alike, from each one's share: the inverse of `share`.
+
+        A gradient flows back to the share from every process; with `wrap`'s mean over processes it is that of one process
+        which holds all rows.
+        """
+        if self.world == 1:
+            return rows
+        parts = torch.distributed.nn.functional.all_gather(rows.contiguous())  # type: ignore[no-untyped-call]
+        return torch.stack(list(parts), 1).flatten(0, 1)
+
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module`, whose forward is a loss, with gradients that are means over all processes."""
+        """`module`, with gradients that are means over all processes; all that is differentiated goes through its forward."""
         if self.world == 1:
             return module
         return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
@@ -50,6 +62,19 @@ class Ranks:
             torch.distributed.all_reduce(values)
             values = values / self.world
         return values
+
+    def means(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The mean of each value over all processes."""
+        if self.world == 1:
+            return dict(values)
+        found = self.mean(torch.tensor(list(values.values()), device=self.device))
+        return dict(zip(values, found.tolist(), strict=True))
+
+    def asked(self, wishes: Sequence[bool]) -> list[bool]:
+        """Which of `wishes` any process has."""
+        if self.world == 1:
+            return list(wishes)
+        return (self.mean(torch.tensor(wishes, dtype=torch.float32, device=self.device)) > 0).tolist()
 
     @contextlib.contextmanager
     def first_decides(self) -> Iterator[None]:

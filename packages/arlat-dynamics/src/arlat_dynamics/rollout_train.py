@@ -6,9 +6,7 @@ the same bytes on a CPU. One process, or several by torchrun.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ import torch
 from arlat_core import registry
 from arlat_core.distributed import Ranks, ranks
 from arlat_core.files import write_json
+from arlat_core.signals import stopping
 from arlat_data.windows import windows
 
 from arlat_dynamics import checkpoint
@@ -119,20 +118,3 @@ def planned_route(config: RolloutTrainConfig, dim: int, device: str) -> Route:
     """The way of a training that has not begun, of a model of `dim` dimensions in one process."""
     model = registry.load("dynamics", config.model.name).build(config.model.settings(dim, config.context)).to(device)
     return run_route(model, config, Ranks(0, 1, device))
-
-
-@contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGUSR1 instead of dying of them, so that a training can save first."""
-    caught: list[int] = []
-    kinds = (signal.SIGTERM, signal.SIGUSR1)
-    try:
-        old = [signal.signal(kind, lambda number, _: caught.append(number)) for kind in kinds]
-    except ValueError:  # not the main thread: signals are someone else's
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for kind, handler in zip(kinds, old, strict=True):
-            signal.signal(kind, handler)

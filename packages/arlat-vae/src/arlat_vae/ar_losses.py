@@ -30,7 +30,6 @@ from arlat_vae.steering import Multipliers, SteeringConfig, Term
 
 NAMES = ("smooth", "pred", "noise", "rollout", "jacobian")
 Decode = Callable[[Tensor], Tensor]
-Shared = Callable[[Tensor], Tensor]  # a tensor to its mean over processes
 
 
 class ARConfig(BaseConfig):
@@ -169,12 +168,7 @@ def surprises(predictor: Predictor, latents: Standardised, seen: Mapping[str, Te
     return {name: surprise(predictor, y, latents).mean() / y.shape[-1] for name, y in seen.items()}
 
 
-def alone(value: Tensor) -> Tensor:
-    """The mean over one process."""
-    return value
-
-
-def fit(state: ARState, latents: Standardised, seen: Mapping[str, Tensor], shared: Shared = alone) -> None:
+def fit(state: ARState, latents: Standardised, seen: Mapping[str, Tensor]) -> None:
     """One step of the predictor on what the losses will ask; none where the gradient is not finite. It is never trained on rollouts."""
     if state.predictor is None or state.optimiser is None:
         return
@@ -182,7 +176,7 @@ def fit(state: ARState, latents: Standardised, seen: Mapping[str, Tensor], share
     fixed = Standardised(latents.y.detach(), latents.unit.detach())
     values = surprises(state.predictor, fixed, {name: y.detach() for name, y in seen.items()})
     total = torch.stack(list(values.values())).sum()
-    gradients = [shared(gradient) for gradient in torch.autograd.grad(total, parameters)]
+    gradients = torch.autograd.grad(total, parameters)
     if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
         return
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -197,13 +191,12 @@ def ar_losses(
     decode: Decode,
     config: ARConfig,
     generator: torch.Generator,
-    shared: Shared = alone,
 ) -> tuple[dict[str, Tensor], dict[str, float], dict[str, float]]:
     """The AR losses of z [b t d] with gradients, their weights, and what else there is to log.
 
     The predictor takes a step on these latents first and is then held fixed, so that the gradients are the latents' (and the
-    decoder's); steered weights move after they are read. Of several processes each has its own latents and moments; `shared`
-    (`Ranks.mean`) keeps their predictors and steered weights the same.
+    decoder's); steered weights move after they are read. Several processes all give the latents of the whole batch (`Ranks.gather`), so that
+    their predictors and steered weights stay the same.
     """
     terms = config.terms()
     if not terms:
@@ -217,7 +210,7 @@ def ar_losses(
         seen = {"pred": latents.y}
         if "noise" in terms:
             seen["noise"] = noised(latents.y, config.noise_level, generator)
-        fit(state, latents, seen, shared)
+        fit(state, latents, seen)
         state.predictor.requires_grad_(False)
         asked = surprises(state.predictor, latents, seen)
         if "rollout" in terms:
@@ -227,8 +220,7 @@ def ar_losses(
         shown = {"pred": float(asked["pred"].detach()), "pred_floor": float(mean_reversion(latents).detach())}
     if "jacobian" in terms:
         values["jacobian"] = jacobian(decode, z, config.jacobian_step, generator)
-    measured = shared(torch.stack([value.detach() for value in values.values()])).tolist()
-    found = dict(zip(values, measured, strict=True))
+    found = {name: float(value.detach()) for name, value in values.items()}
     weights = {name: state.multipliers.weight(name, term) for name, term in terms.items()}
     steered = {f"{name}_multiplier": weights[name] for name, term in terms.items() if term.target is not None}
     state.multipliers = state.multipliers.updated(found, terms, config.steering)

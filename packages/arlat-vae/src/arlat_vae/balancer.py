@@ -5,7 +5,7 @@ With g_i = ∂ℓ_i/∂ŷ and ⟨‖g_i‖⟩ the running mean of its norm, the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -49,19 +49,20 @@ def balance(
     norms: Norms,
     decay: float = 0.999,
     scale: float = 1.0,
+    shared: Callable[[Tensor], Tensor] = lambda norms: norms,
 ) -> Balanced:
     """Joins the gradients of `losses` with respect to `audio` [b n] in the shares that `weights` say.
 
-    Norms are means over the batch of each item's norm, and `scale` is s. A loss whose gradient is not finite is left out of this step and
+    Norms are means over the batch of each item's norm, and `scale` is s. `shared` takes the norms of this process's items to those of
+    all, so that every process leaves out the same. A loss whose gradient is not finite is left out of this step and
     of the running mean. `audio.backward(result.gradient)` sends the result on. Raises ValueError for a loss without weight.
     """
     missing = sorted(losses.keys() - weights.keys())
     if missing:
         raise ValueError(f"The losses {missing} have no weight; weights are given for {sorted(weights)}.")
-    gradients, observed = {}, {}
-    for name, loss in losses.items():
-        gradients[name] = torch.autograd.grad(loss, audio, retain_graph=True)[0]
-        observed[name] = float(gradients[name].flatten(1).norm(dim=1).mean())
+    gradients = {name: torch.autograd.grad(loss, audio, retain_graph=True)[0] for name, loss in losses.items()}
+    found = torch.stack([gradient.flatten(1).norm(dim=1).mean() for gradient in gradients.values()])
+    observed = dict(zip(gradients, shared(found).tolist(), strict=True))
     finite = {name: norm for name, norm in observed.items() if norm < float("inf")}
     after = norms.updated(finite, decay)
     whole = sum(weights[name] for name in losses) or 1.0

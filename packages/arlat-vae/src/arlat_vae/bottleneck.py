@@ -48,9 +48,14 @@ class Posterior(ABC):
 
     mean: Tensor
 
-    @abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A draw [b t d] with gradients."""
+        drawn_on = self.mean.device if generator is None else generator.device
+        return self.draw(torch.randn(self.mean.shape, generator=generator, device=drawn_on))
+
+    @abstractmethod
+    def draw(self, noise: Tensor) -> Tensor:
+        """The draw [b t d] that standard normal noise [b t d] leads to, with gradients."""
 
     @abstractmethod
     def kl(self) -> Tensor:
@@ -63,10 +68,8 @@ class GaussianPosterior(Posterior):
 
     sigma: Tensor
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """mean + σ ⊙ ε."""
-        drawn_on = self.mean.device if generator is None else generator.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=drawn_on)
+    def draw(self, noise: Tensor) -> Tensor:
+        """mean + σ ⊙ noise."""
         return self.mean + self.sigma * noise.to(self.mean)
 
     def kl(self) -> Tensor:
@@ -79,7 +82,7 @@ class GaussianPosterior(Posterior):
 class PointPosterior(Posterior):
     """All mass at the mean: a plain autoencoder."""
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, noise: Tensor) -> Tensor:
         """The mean."""
         return self.mean
 

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError, validate
 from arlat_core.files import atomic_write, sha256_file, write_json
+from arlat_core.run import RESOLVED
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -81,9 +82,13 @@ def read(folder: Path, name: str, config: type[C]) -> tuple[About[C], dict[str, 
     folder = folder.expanduser()
     path, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not exists(folder, name):
-        raise UserError(
-            f"{folder} holds no finished VAE (no {path.name}). Give the folder that `arlat vae train` wrote, RUN/{name}."
+        started = (folder.parent / RESOLVED).is_file()
+        give, goes_on = (
+            f"Give the folder that `arlat vae train` wrote, RUN/{name}.",
+            "Its training is not finished; go on with",
         )
+        hint = f"{goes_on}: arlat vae train --resume {folder.parent}" if started else give
+        raise UserError(f"{folder} holds no finished VAE (no {path.name}). {hint}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Speech as one flat file of samples beside the run, and training crops that are a function of (seed, step, rank).
+"""Speech as one flat file of samples beside the run, and training crops each of which is a function of (seed, step, row, attempt).
 
 Crops are loudness-safe: one that is nearly silent is drawn anew, and the random gain never takes a peak beyond full scale.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,8 +23,8 @@ from torch import Tensor
 
 FULL_SCALE = 32767
 ATTEMPTS = 8  # draws of a crop before the loudest of them is taken
-Stream = Literal["crops", "noise", "held_out", "ar", "predictor"]
-STREAMS: tuple[Stream, ...] = ("crops", "noise", "held_out", "ar", "predictor")
+Stream = Literal["crops", "noise", "held_out", "ar", "predictor", "teacher"]
+STREAMS: tuple[Stream, ...] = ("crops", "noise", "held_out", "ar", "predictor", "teacher")
 Progress = Callable[[int, int], None]
 
 
@@ -79,9 +79,12 @@ def prepare(
     return Clips(np.load(samples, mmap_mode="r"), known.cumsum(0) - known, known)
 
 
-def counter(seed: int, step: int, stream: Stream, rank: int = 0) -> torch.Generator:
-    """A generator for what `stream` draws in one step on one process."""
-    words = np.random.SeedSequence((seed, step, STREAMS.index(stream), rank)).generate_state(2)
+def counter(seed: int, step: int, stream: Stream, row: int = 0, attempt: int = 0) -> torch.Generator:
+    """A generator for what `stream` draws for one row of a step, the same on any number of processes.
+
+    `attempt` counts how often training has gone back, so that the steps after it meet other draws.
+    """
+    words = np.random.SeedSequence((seed, step, STREAMS.index(stream), row, attempt)).generate_state(2)
     return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
@@ -103,6 +106,6 @@ def crop(clips: Clips, samples: int, config: CropConfig, generator: torch.Genera
     return best * min(gain, 1 / max(float(best.abs().max()), 1e-9))
 
 
-def batch(clips: Clips, count: int, samples: int, config: CropConfig, generator: torch.Generator) -> Tensor:
-    """Crops [count samples]."""
-    return torch.stack([crop(clips, samples, config, generator) for _ in range(count)])
+def batch(clips: Clips, samples: int, config: CropConfig, generators: Sequence[torch.Generator]) -> Tensor:
+    """One crop for each generator [b samples]."""
+    return torch.stack([crop(clips, samples, config, generator) for generator in generators])

@@ -87,9 +87,9 @@ def adversarial_loss(fake: Sequence[Judgement]) -> Tensor:
 
 
 def feature_loss(real: Sequence[Judgement], fake: Sequence[Judgement]) -> Tensor:
-    """Mean over scales and layers of the L1 distance of features, over the L1 norm of the real ones, which get no gradient."""
+    """Mean over clips, scales and layers of a clip's L1 distance of features over the L1 norm of the real ones, which get no gradient."""
     losses = [
-        (f - r.detach()).abs().mean() / (r.detach().abs().mean() + 1e-6)
+        ((f - r.detach()).abs().flatten(1).mean(1) / (r.detach().abs().flatten(1).mean(1) + 1e-6)).mean()
         for one, other in zip(real, fake, strict=True)
         for r, f in zip(one.features, other.features, strict=True)
     ]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from arlat_core.config import UserError
+from arlat_core.distributed import Ranks
 from arlat_core.files import write_json
 from arlat_core.run import RESOLVED, manifest, run_directory
 from arlat_core.types import Value
@@ -46,8 +48,10 @@ def judge(model: InnerVAE, store: LatentStore, config: Config) -> dict[str, Valu
     return probe(parts[0], parts[1], store.spec.frame_rate, config.probe, config.seed)
 
 
-def trainer(bar: Bar) -> partial[Judged]:
+def trainer(bar: Bar, here: Ranks) -> partial[Judged]:
     """`train_one` for every point of a sweep."""
+    if here.world > 1:
+        raise UserError("A VAE of stored latents is small and trains in one process. Start it without torchrun.")
     return partial(train_one, bar)
 
 

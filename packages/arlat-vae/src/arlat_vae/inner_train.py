@@ -28,10 +28,12 @@ from arlat_vae.crops import counter
 from arlat_vae.inner import Config as InnerConfig
 from arlat_vae.inner import InnerVAE, Shape, build
 from arlat_vae.probe import ProbeConfig
+from arlat_vae.record import finite
 from arlat_vae.steering import Multipliers
-from arlat_vae.train import MOST_SKIPPED, adamw, descend, finite, follow, listen
+from arlat_vae.train import adamw, descend, follow, listen
 from arlat_vae.train_config import OptimiserConfig
 
+MOST_SKIPPED = 20  # steps in a row without a finite gradient
 LEAST = 1e-6  # of the mean variance: what a dimension that never moves is divided by
 Progress = Callable[[int, int], None]
 

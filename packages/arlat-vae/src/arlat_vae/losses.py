@@ -1,6 +1,7 @@
 """Reconstruction losses on audio [b n]: waveform and multi-resolution STFT; each is 0 on identical audio.
 
-The multi-scale mel loss is `arlat_data.mel_distance.MelDistance`, the measure that evaluation uses.
+Each is a mean over the batch, so that processes which share a batch have the mean of their losses. The multi-scale mel loss is
+`arlat_data.mel_distance.MelDistance`, the measure that evaluation uses.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def waveform_loss(audio: Tensor, decoded: Tensor) -> Tensor:
 
 
 class STFTLoss(nn.Module):
-    """Mean over resolutions of ‖Y − X‖/‖X‖ over the batch, and of the mean absolute ln(Y/X), X and Y magnitudes (arXiv:1910.11480)."""
+    """Mean over clips and resolutions of ‖Y − X‖/‖X‖ + mean |ln(Y/X)|, X and Y magnitudes of a clip (arXiv:1910.11480)."""
 
     def __init__(self, n_ffts: Sequence[int] = (2048, 1024, 512, 256, 128)) -> None:
         super().__init__()
@@ -32,6 +33,7 @@ class STFTLoss(nn.Module):
         total = audio.new_zeros(())
         for n_fft in self.n_ffts:
             x, y = magnitude(audio, n_fft), magnitude(decoded, n_fft)
-            distance = ((y - x).square().mean() + FLOOR**2).sqrt() - FLOOR
-            total = total + distance / (x.square().mean() + QUIET**2).sqrt() + (y.log() - x.log()).abs().mean()
+            distance = ((y - x).square().mean((1, 2)) + FLOOR**2).sqrt() - FLOOR
+            size = (x.square().mean((1, 2)) + QUIET**2).sqrt()
+            total = total + (distance / size).mean() + (y.log() - x.log()).abs().mean()
         return total / len(self.n_ffts)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from arlat_core.config import UserError, parse_sweep
+from arlat_core.distributed import Ranks, ranks
 from arlat_core.files import atomic_write, safe_name, write_json
 from arlat_core.run import resumed
 from arlat_core.types import Value
@@ -17,7 +19,7 @@ from rich.progress import TaskID
 
 from arlat_vae import checkpoint
 from arlat_vae.inner_train import Config as InnerConfig
-from arlat_vae.train import read_rows
+from arlat_vae.record import read_rows
 from arlat_vae.train_config import Config
 
 PROBED = "probe.json"
@@ -28,18 +30,30 @@ One = Callable[[C, Path], Judged]
 
 
 def run(
-    cls: type[C], make: Callable[[Bar], One[C]], name: str, arguments: list[str], prog: str, description: str
+    cls: type[C], make: Callable[[Bar, Ranks], One[C]], name: str, arguments: list[str], prog: str, description: str
 ) -> int:
     """Parses one configuration or a sweep and trains OUT/`name` by what `make` gives; returns the exit status."""
     again = resumed(cls, arguments)
     points = {"": again} if again else parse_sweep(cls, arguments, prog, description)
-    with Bar(console=Console(stderr=True)) as bar:
-        one = make(bar)
+    with (
+        ranks(next(iter(points.values())).device) as here,
+        Bar(console=Console(stderr=True, quiet=not here.first)) as bar,
+    ):
+        one = make(bar, here)
         if list(points) != [""]:
-            return train_grid(points, one, bar.console)
+            return train_grid(points, one, bar.console, here)
         config = points[""]
         done = " is finished already" if checkpoint.exists(config.out / name, name) else ""
-        figures, rows = one(config, config.out)
+        try:
+            figures, rows = one(config, config.out)
+        except UserError:
+            raise
+        except BaseException:
+            if here.first and (config.out / "state").is_dir():
+                print(f"\n{config.out} is not finished. Go on with: {prog} --resume {config.out}", file=sys.stderr)
+            raise
+    if not here.first:
+        return 0
     first, last = rows[0], rows[-1]
     print(
         f"{config.out / name}{done}: on held-out speakers {summary(first)} at step {first['step']}, {summary(last)} at the end; "
@@ -60,7 +74,7 @@ def read_judged(out: Path) -> Judged:
     return {name: Value.model_validate(value) for name, value in known.items()}, rows
 
 
-def train_grid(points: dict[str, C], one: One[C], console: Console) -> int:
+def train_grid(points: dict[str, C], one: One[C], console: Console, here: Ranks) -> int:
     """Trains every point under OUT/points, the others going on where one fails, and writes OUT/table.md and table.json."""
     found: dict[str, tuple[dict[str, Value], dict[str, Any]]] = {}
     failed: dict[str, str] = {}
@@ -69,10 +83,12 @@ def train_grid(points: dict[str, C], one: One[C], console: Console) -> int:
         console.print(name)
         try:
             figures, rows = one(config.model_copy(update={"out": out / "points" / safe_name(name)}), out)
-            found[name] = figures, rows[-1]
+            found[name] = figures, rows[-1] if rows else {}
         except (UserError, ValueError, RuntimeError) as error:
             failed[name] = str(error)
             console.print(f"  failed: {error}")
+    if not here.first:
+        return 1 if failed else 0
     text = table(found, failed)
     atomic_write(out / "table.md", text)
     kept = {

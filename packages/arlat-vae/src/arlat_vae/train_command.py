@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from arlat_core.config import read_preset, split_arguments
+from arlat_core.distributed import Ranks
 from arlat_core.files import write_json
 from arlat_core.run import RESOLVED, manifest, run_directory
 from arlat_data.corpus import Corpus, Utterance, scan
@@ -82,29 +85,48 @@ def sequences(model: VAE, clips: Clips, utterances: list[Utterance], at_most: in
     return Sequences([encode_whole(model, audio) for audio in whole], [utterances[index].speaker for index in chosen])
 
 
-def train_one(speech: Speech, config: Config, shared: Path) -> Judged:
-    """Trains the VAE of OUT/vae and judges its latents in OUT/probe.json; the samples that are read lie under `shared`."""
-    corpus = speech.corpus(config)
-    settings = config.model_dump(mode="json", exclude={"out": True, "data": {"audio_dir"}}) | {"corpus": corpus.hash}
+def train_one(speech: Speech, here: Ranks, config: Config, shared: Path) -> Judged:
+    """Trains the VAE of OUT/vae and judges its latents in OUT/probe.json; the samples that are read lie under `shared`.
+
+    Of several processes the first alone holds the run directory, decodes the speech, judges and writes; the others return nothing.
+    """
     folder = config.out / "vae"
-    with run_directory(config.out, settings):
+    with ExitStack() as held:
+        with here.first_decides():
+            if here.first:
+                held.enter_context(opened(speech, config, shared))
         if not checkpoint.exists(folder):
-            write_json(config.out / RESOLVED, config.model_dump(mode="json"))
-            write_json(
-                config.out / "manifest.json", manifest(config.seed, settings, {"corpus": corpus.hash}, config.device)
-            )
             parts = speech.read(config, shared / "audio")
             task = speech.bar.add_task("training", total=config.train.steps)
-            model = train(config, parts["train"], parts["eval"], partial(show, speech.bar, task)).average
+            model = train(config, parts["train"], parts["eval"], partial(show, speech.bar, task), here).average
             speech.bar.update(task, description="probing")
-            latents = [
-                sequences(model, parts[split], of_split(corpus, split), config.probe_utterances) for split in SPLITS
-            ]
-            figures = probe(latents[0], latents[1], model.config.frame_rate, config.probe, config.seed)
+            if here.first:
+                judge(model, parts, speech.corpus(config), config)
+                checkpoint.save(model, folder, checkpoint.Training(beta=config.loss.kl, ar_loss=config.ar.label()))
             speech.bar.remove_task(task)
-            write_json(config.out / PROBED, {name: value.model_dump(mode="json") for name, value in figures.items()})
-            checkpoint.save(model, folder, checkpoint.Training(beta=config.loss.kl, ar_loss=config.ar.label()))
-    return read_judged(config.out)
+    return read_judged(config.out) if here.first else ({}, [])
+
+
+@contextmanager
+def opened(speech: Speech, config: Config, shared: Path) -> Iterator[None]:
+    """Holds the run directory of a training, with its settings, its manifest and the decoded speech in it."""
+    corpus = speech.corpus(config)
+    settings = config.model_dump(mode="json", exclude={"out": True, "data": {"audio_dir"}}) | {"corpus": corpus.hash}
+    with run_directory(config.out, settings):
+        if not checkpoint.exists(config.out / "vae"):
+            data = config.data.model_copy(update={"audio_dir": config.data.audio_dir.expanduser().absolute()})
+            write_json(config.out / RESOLVED, config.model_copy(update={"data": data}).model_dump(mode="json"))
+            about = manifest(config.seed, settings, {"corpus": corpus.hash}, config.device)
+            write_json(config.out / "manifest.json", about)
+            speech.read(config, shared / "audio")
+        yield
+
+
+def judge(model: VAE, parts: dict[str, Clips], corpus: Corpus, config: Config) -> None:
+    """Writes what a predictor from scratch finds in the latents to OUT/probe.json."""
+    latents = [sequences(model, parts[split], of_split(corpus, split), config.probe_utterances) for split in SPLITS]
+    figures = probe(latents[0], latents[1], model.config.frame_rate, config.probe, config.seed)
+    write_json(config.out / PROBED, {name: value.model_dump(mode="json") for name, value in figures.items()})
 
 
 def on_latents(arguments: list[str]) -> bool:
@@ -133,6 +155,6 @@ def main(arguments: list[str], prog: str) -> int:
     )
 
 
-def trainer(bar: Bar) -> partial[Judged]:
+def trainer(bar: Bar, here: Ranks) -> partial[Judged]:
     """`train_one` for every point of a sweep, which share the speech."""
-    return partial(train_one, Speech(bar))
+    return partial(train_one, Speech(bar), here)

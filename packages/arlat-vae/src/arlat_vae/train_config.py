@@ -13,6 +13,9 @@ from arlat_vae.bottleneck import BottleneckConfig
 from arlat_vae.crops import CropConfig
 from arlat_vae.discriminator import Config as JudgeConfig
 from arlat_vae.probe import ProbeConfig
+from arlat_vae.teacher import TeacherConfig
+
+JUDGED = ("adversarial", "feature")  # losses that ask the discriminator
 
 
 class Data(BaseConfig):
@@ -41,6 +44,12 @@ class LossConfig(BaseConfig):
     """Feature matching on the discriminator."""
     kl: float = Field(default=0.01, ge=0)
     """β, on the KL averaged over batch, time and dimension."""
+    kl_warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which β grows linearly to its value."""
+    adversarial_start: int = Field(default=0, ge=0)
+    """Step from which the discriminator is trained and asked."""
+    distill: float = Field(default=0.0, ge=0)
+    """How far the latents' linear image is from the teacher's features: 1 − cosine."""
     balanced: bool = False
     """Whether the weights of what is measured on the audio are shares of its gradient."""
     balanced_norm: float = Field(default=10.0, gt=0)
@@ -51,11 +60,27 @@ class LossConfig(BaseConfig):
     def _some(self) -> Self:
         if not any(self.on_audio().values()):
             raise ValueError(f"every loss on the audio has weight 0; give one of {', '.join(self.on_audio())} a weight")
+        if self.adversarial_start > 0 and not any(self.at(0).values()):
+            raise ValueError(
+                f"before step {self.adversarial_start} (adversarial_start) every loss on the audio has weight 0; give waveform, "
+                "stft or mel a weight"
+            )
         return self
 
     def on_audio(self) -> dict[str, float]:
         """The weights of what is measured on the audio."""
-        return self.model_dump(exclude={"balanced", "balanced_norm", "kl"})
+        return {name: getattr(self, name) for name in ("waveform", "stft", "mel", *JUDGED)}
+
+    def at(self, step: int) -> dict[str, float]:
+        """Those of `on_audio` that count in a step."""
+        return {
+            name: weight if name not in JUDGED or step >= self.adversarial_start else 0.0
+            for name, weight in self.on_audio().items()
+        }
+
+    def beta(self, step: int) -> float:
+        """β in a step: linear up to its value."""
+        return self.kl * min(1.0, (step + 1) / (self.kl_warmup_steps + 1))
 
 
 class OptimiserConfig(BaseConfig):
@@ -64,7 +89,7 @@ class OptimiserConfig(BaseConfig):
     steps: int = Field(default=1000, gt=0)
     """Steps in all."""
     batch: int = Field(default=8, gt=0)
-    """Crops in a step."""
+    """Crops in a step, of all processes together."""
     lr: float = Field(default=1e-3, gt=0)
     """Highest learning rate."""
     warmup_steps: int = Field(default=50, ge=0)
@@ -96,6 +121,8 @@ class Config(BaseConfig):
     """Losses that make latents easy to predict, as `ar.pred.weight=0.1`."""
     judge: JudgeConfig = JudgeConfig()
     """Shape of the discriminator, where `loss.adversarial` or `loss.feature` is above 0."""
+    teacher: TeacherConfig = TeacherConfig()
+    """Whose features the latents should tell of, where `loss.distill` is above 0."""
     train: OptimiserConfig = OptimiserConfig()
     """The optimiser."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -104,8 +131,12 @@ class Config(BaseConfig):
     """Steps between two rows of metrics.jsonl."""
     save_every: int = Field(default=200, gt=0)
     """Steps between two states on disk, and between two looks at held-out speakers."""
+    compile: bool = False
+    """Whether torch.compile makes one program of the model."""
     held_out_crops: int = Field(default=16, gt=1)
     """Crops of held-out speakers that are looked at."""
+    sample_crops: int = Field(default=4, ge=0)
+    """The first of them that are written as audio and pictures at every look."""
     probe: ProbeConfig = ProbeConfig()
     """The judge of the finished latents."""
     probe_utterances: int = Field(default=200, gt=0)
@@ -113,7 +144,7 @@ class Config(BaseConfig):
     seed: int = Field(default=0, ge=0)
     """Seed of the split, the weights, the crops and the noise."""
     device: str = "cpu"
-    """Where to train."""
+    """Where to train; under torchrun each process takes the GPU of its rank."""
 
     @model_validator(mode="after")
     def _reaches(self) -> Self:

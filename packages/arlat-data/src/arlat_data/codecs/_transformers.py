@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -24,12 +24,21 @@ PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json"]
 class PretrainedConfig(BaseConfig):
     """`NAME=FOLDER`, `NAME=OWNER/MODEL` from the hub's cache, `NAME:hub=true,revision=REV=OWNER/MODEL` with a download."""
 
+    brought_by: ClassVar[tuple[str, str | None]] = (
+        "arlat-data",
+        None,
+    )  # package, and its extra where it is not the name
+
     folder: str = Field(min_length=1)
     """A folder with config.json and model.safetensors, or a hub id."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; a download needs one."""
     hub: bool = False
     """Allows a download when the weights are not on this machine."""
+
+    def spelled(self, name: str, folder: str, revision: str | None = None) -> str:
+        """How a user writes this configuration with a folder, or with a download of a revision."""
+        return f"{name}={folder}" if revision is None else f"{name}:hub=true,revision={revision}={folder}"
 
 
 def load_model(config: PretrainedConfig, name: str, class_name: str) -> Any:
@@ -40,7 +49,8 @@ def load_model(config: PretrainedConfig, name: str, class_name: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise missing_extra("arlat-data", name, error) from error
+        package, extra = config.brought_by
+        raise missing_extra(package, extra or name, error) from error
     folder = locate(config, name)
     about = read_json(folder / "config.json", name)
     if about.get("model_type") != name:
@@ -77,12 +87,12 @@ def locate(config: PretrainedConfig, name: str) -> Path:
         if not config.hub:
             raise UserError(
                 f"The weights of {config.folder!r} are not on this machine: there is no such folder, and the hub's cache "
-                f"does not have them. Give a folder that holds config.json and model.safetensors ({name}=FOLDER), or allow "
-                f"a download: {name}:hub=true,revision=main={config.folder}."
+                f"does not have them. Give a folder that holds config.json and model.safetensors ({config.spelled(name, 'FOLDER')}), "
+                f"or allow a download: {config.spelled(name, config.folder, 'main')}."
             ) from None
     if config.revision is None:
         raise UserError(
-            f"A download names its revision, so that it can be repeated: {name}:hub=true,revision=REVISION={config.folder}."
+            f"A download names its revision, so that it can be repeated: {config.spelled(name, config.folder, 'REVISION')}."
         )
     _require_network(config.folder)
     try:

@@ -1,0 +1,1 @@
+"""Models whose features latents may be distilled from."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,8 @@ def check_op(
     """Asserts that `implementation` of `op` is as good as its reference, value and gradients, on every case.
 
     Several results are checked one by one, under their names where they have any. The truth is the reference in float64
-    on the same inputs. The largest error may be at most twice the reference's own in `dtype`, with a floor of four units
-    in the last place of the largest true entry. Each case runs contiguous and with every input strided in a NaN-filled
+    on the same inputs. The largest error may be at most twice the reference's own in `dtype`, the larger of its two layouts', with a
+    floor of four units in the last place of the largest true entry. Each case runs contiguous and with every input strided in a NaN-filled
     store; cases may be empty. The value must not depend on gradients being asked. Ops that are not differentiable are judged
     by their value alone. ValueError for float64, which is the truth itself: use torch.autograd.gradcheck there.
     """
@@ -40,12 +40,14 @@ def check_op(
         settings = op.settings(case)
         exact = {name: convert(tensor, device, torch.float64) for name, tensor in inputs.items()}
         judge = partial(evaluate, seed=seed, settings=settings, gradients=op.differentiable)
-        truth, reference = judge(op.reference, exact), judge(op.reference, inputs)
+        truth, layouts = judge(op.reference, exact), {"contiguous": inputs, "strided": strided(inputs)}
+        references = [judge(op.reference, arranged) for arranged in layouts.values()]
         run = op.implementation(implementation)
-        for layout, arranged in (("contiguous", inputs), ("strided", strided(inputs))):
+        for layout, arranged in layouts.items():
             got = judge(run, arranged)
             for name, true in truth.items():
-                compare(f"{op.name}/{implementation} {case} {layout}: {name}", got[name], reference[name], true)
+                known = [reference[name] for reference in references]
+                compare(f"{op.name}/{implementation} {case} {layout}: {name}", got[name], known, true)
         with torch.no_grad():
             plain = results(run(*inputs.values(), **settings))
         with_gradients = judge(run, inputs)
@@ -106,15 +108,15 @@ def strided(inputs: Inputs) -> Inputs:
     return result
 
 
-def compare(label: str, got: Tensor, reference: Tensor, truth: Tensor) -> None:
+def compare(label: str, got: Tensor, references: Sequence[Tensor], truth: Tensor) -> None:
     """Asserts shape, finiteness and the two-times rule; the message says which entry failed and by how much."""
     assert got.shape == truth.shape, f"{label}: shape {tuple(got.shape)}, expected {tuple(truth.shape)}"
-    assert got.dtype == reference.dtype, f"{label}: dtype {got.dtype}, expected {reference.dtype}"
+    assert got.dtype == references[0].dtype, f"{label}: dtype {got.dtype}, expected {references[0].dtype}"
     if got.numel() == 0:
         return
     assert bool(torch.isfinite(got).all()), f"{label}: {int((~torch.isfinite(got)).sum())} entries are not finite"
     error = (got.double() - truth.double()).abs()
-    own = (reference.double() - truth.double()).abs().max()
+    own = torch.stack([(reference.double() - truth.double()).abs().max() for reference in references]).max()
     unit = torch.finfo(got.dtype).eps * truth.double().abs().max()
     allowed = float(torch.maximum(FACTOR * own, FLOOR_ULPS * unit))
     worst = int(error.argmax())

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from arlat_kernels.build import Build
@@ -109,14 +110,20 @@ def cuobjdump(*arguments: str) -> str:
 
 
 def measure() -> dict[str, Any]:
-    """{"triton": version, "builds": {name/sm_NN: usage}} over every build and architecture."""
+    """{"triton": version, "builds": {name/sm_NN: usage}} over every build and architecture.
+
+    Machine code is read beside the compiling of what follows: taking it apart costs as much.
+    """
     import triton
 
-    builds = {
-        f"{build.name}/sm_{architecture}": compile_build(build, architecture)
-        for build in shipped()
-        for architecture in ARCHITECTURES
-    }
+    with ThreadPoolExecutor() as pool:
+        reading: dict[str, tuple[Future[Usage], int]] = {}
+        for build in shipped():
+            for architecture in ARCHITECTURES:
+                compiled = compile_kernel(build, architecture)
+                name = f"{build.name}/sm_{architecture}"
+                reading[name] = pool.submit(read_cubin, compiled.asm["cubin"]), int(compiled.metadata.shared)
+        builds = {name: {**found.result(), "shared": shared} for name, (found, shared) in reading.items()}
     return {"triton": triton.__version__, "builds": builds}
 
 

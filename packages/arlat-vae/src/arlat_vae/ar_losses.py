@@ -38,7 +38,7 @@ class ARConfig(BaseConfig):
     smooth: Term = Term()
     """L_smooth, the size of a step."""
     smooth_form: Literal["scale_free", "plain"] = "scale_free"
-    """scale_free: over the variance of z, which shrinking z does not lower; plain: as it is."""
+    """Whether the step is taken over the variance of z (scale_free), which shrinking z does not lower, or as it is (plain)."""
     pred: Term = Term()
     """L_pred, the surprise of a light predictor that is trained along."""
     noise: Term = Term()

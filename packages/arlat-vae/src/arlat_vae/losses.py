@@ -22,7 +22,7 @@ def waveform_loss(audio: Tensor, decoded: Tensor) -> Tensor:
 
 
 class STFTLoss(nn.Module):
-    """Mean over clips and resolutions of ‖Y − X‖/‖X‖ + mean |ln(Y/X)|, X and Y magnitudes of a clip (arXiv:1910.11480)."""
+    """Mean over clips and resolutions of ‖Y − X‖/‖X‖ and the mean absolute ln(Y/X), X and Y a clip's magnitudes (arXiv:1910.11480)."""
 
     def __init__(self, n_ffts: Sequence[int] = (2048, 1024, 512, 256, 128)) -> None:
         super().__init__()

@@ -113,7 +113,10 @@ class Quantity(torch.autograd.Function):
         ctx.save_for_backward(kappa)
         ctx.dim = dim
         ctx.quantity = quantity
-        return chunked(lambda part: series_value(part, dim, quantity), kappa, 4 if quantity in RATIOS else 8)
+        value = chunked(lambda part: series_value(part, dim, quantity), kappa, 4 if quantity in RATIOS else 8)
+        # Under torch.compile a result that is an intermediate one too, as after an operation in place or a cast that does nothing,
+        # gets no gradient at all (torch 2.11, github.com/pytorch/pytorch/issues/180642).
+        return value.clone() if torch.compiler.is_compiling() else value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -23,7 +23,7 @@ import torch
 from arlat_dynamics.fused import fused_rollout, twin
 from arlat_dynamics.headed import Scales
 from arlat_dynamics.models.mlp import Config, ResidualMLP
-from arlat_dynamics.rollout import injections, rollout
+from arlat_dynamics.rollout import Route, injections, rollout
 from torch import Tensor, nn
 
 RESULTS = Path(__file__).parent / "results" / "rollout.jsonl"
@@ -128,6 +128,8 @@ def make(shape: Shape, device: str) -> tuple[ResidualMLP, Tensor]:
 class Eager(nn.Module):
     """−log p of the true steps along the mean rollout, by the loop over the model's own steps."""
 
+    route: Route = "eager"
+
     def __init__(self, model: ResidualMLP, window: int) -> None:
         super().__init__()
         self.model, self.window = model, window
@@ -136,7 +138,13 @@ class Eager(nn.Module):
         """The loss of frames [b w+k d]."""
         prefix, truth = frames[:, : self.window], frames[:, self.window :]
         free = torch.zeros(truth.shape[:2], dtype=torch.bool, device=frames.device)
-        return -rollout(self.model, prefix, truth, free, route="eager").log_prob.mean()
+        return -rollout(self.model, prefix, truth, free, route=self.route).log_prob.mean()
+
+
+class Stepped(Eager):
+    """The same by compiled steps with one product for each weight's gradient: captured, it is the way of a training on such shapes."""
+
+    route: Route = "compiled"
 
 
 class Fused(Eager):
@@ -207,6 +215,7 @@ def rivals(shape: Shape, model: ResidualMLP, frames: Tensor) -> dict[str, Callab
         "graph": lambda: captured(Eager(model, w), frames),
         "compile": lambda: Compiled(model, w),
         "compile+graph": lambda: captured(Compiled(model, w), frames),
+        "one product+graph": lambda: captured(Stepped(model, w), frames),
     }
     if twin(model, "bfloat16")[0] == "triton":
         ways["fused"] = lambda: Fused(model, w)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from arlat_core.distributions import FullGaussian
 from arlat_core.types import LatentSpec
 from arlat_data.windows import Windows
+from arlat_dynamics import compiled
 from arlat_dynamics.models.linear import Config, LinearModel
 from torch import Tensor
 
@@ -73,3 +74,14 @@ def exact_ar1() -> Callable[[float, int], LinearModel]:
 @pytest.fixture
 def spec() -> LatentSpec:
     return LatentSpec(codec="test", space="test", dim=3, frame_rate=12.5, sample_rate=0, fingerprint="0" * 16)
+
+
+@pytest.fixture
+def dynamo_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiled steps are traced, and what was traced runs as it is: no compiler is waited for."""
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    programs = compiled.stepping
+    programs.cache_clear()
+    torch.compiler.reset()
+    yield
+    programs.cache_clear()

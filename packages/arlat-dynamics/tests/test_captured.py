@@ -49,6 +49,7 @@ def gradients(model: HeadedModel, total: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(total, list(model.parameters())))
 
 
+@pytest.mark.usefixtures("dynamo_alone")
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_that_is_captured_asks_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arlat_kernels.vmf.check", lambda kappa, dim: None)  # entries are looked at on a CPU alone
@@ -64,6 +65,7 @@ def test_nothing_that_is_captured_asks_the_host(name: str, monkeypatch: pytest.M
     assert {"_local_scalar_dense", "lift_fresh"} <= seen.names
 
 
+@pytest.mark.usefixtures("dynamo_alone")
 def test_each_number_of_steps_is_captured_once_and_gives_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     captures: list[tuple[int, Any]] = []
 

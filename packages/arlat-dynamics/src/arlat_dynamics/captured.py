@@ -1,4 +1,8 @@
-"""The losses of updates as CUDA graphs: what the fused op does not run is at least not launched call by call."""
+"""The losses of updates as CUDA graphs: what the fused op does not run is at least not launched call by call.
+
+What is captured takes the compiled steps of `arlat_dynamics.compiled`: operations between matrix products are fused, and each weight's
+gradient is one product over all steps and rows.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ class Core(nn.Module):
 
     def __init__(self, loss: RolloutLoss) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss = RolloutLoss(loss.model, loss.config, loss.length, "compiled")
 
     def forward(self, noised: Tensor, clean: Tensor, inject: Tensor) -> tuple[Tensor, ...]:
         """The fields of `Losses`."""

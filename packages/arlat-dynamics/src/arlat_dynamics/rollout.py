@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -10,12 +12,13 @@ from arlat_core.types import Corrector
 from torch import Tensor
 
 from arlat_dynamics.base import Dynamics, State
+from arlat_dynamics.compiled import CompiledStep
 from arlat_dynamics.fused import obstacle, one_rollout
 from arlat_dynamics.models.mlp import ResidualMLP
-from arlat_dynamics.rolled import Rollout
+from arlat_dynamics.rolled import Rollout, Step, one_step, point
 
-__all__ = ["Places", "Rollout", "Route", "draw", "injections", "rollout", "shorten"]
-Route = Literal["auto", "fused", "eager"]
+__all__ = ["Places", "Rollout", "Route", "draw", "injections", "rollout"]
+Route = Literal["auto", "fused", "eager", "compiled"]
 
 
 class Places(NamedTuple):
@@ -88,8 +91,9 @@ def rollout(
     frame of the prefix, where it is not what `unroll` makes of the frames before; `places` says whose draws are taken.
 
     `route` = "auto" takes the fused op (`arlat_dynamics.fused`) where `obstacle` has nothing against it, and else the loop below;
-    "fused" and "eager" force one. Both give the same up to rounding; in the fused one a sequence ends (NaN) with the step
-    whose true frame is injected and not finite.
+    "fused" and "eager" force one, and "compiled" is the loop with a step by torch.compile and one product for each weight's
+    gradient (`arlat_dynamics.compiled`), worth its compilation in training alone. All give the same up to rounding; in the fused
+    one a sequence ends (NaN) with the step whose true frame is injected and not finite.
 
     Raises:
         ValueError: When shapes or the number of steps do not fit, `sample` has no generator, or the forced route cannot be taken.
@@ -110,25 +114,30 @@ def rollout(
     why = obstacle(model, sample=sample, correct=correct)
     if route == "fused" and why is not None:
         raise ValueError(f'{why} Use route="auto" or "eager".')
-    if route != "eager" and why is None:
+    if route in ("auto", "fused") and why is None:
         return one_rollout(cast(ResidualMLP, model), prefix, truth, mask, longest, scored, state)
-    return by_steps(model, prefix, truth, mask, sample, generator, correct, longest, scored, state, places)
+    if route == "compiled" and (sample or correct is not None):
+        raise ValueError('Compiled steps are mean steps without a corrector. Use route="auto" or "eager".')
+    step: Callable[..., Step]
+    if route == "compiled":
+        step = CompiledStep(model, longest, scored)
+    else:
+        chosen = point if generator is None or not sample else partial(draw, generator=generator, places=places)
+        step = partial(one_step, model, chosen, longest, scored)
+    return by_steps(model, step, prefix, truth, mask, correct, generator, state)
 
 
 def by_steps(
     model: Dynamics,
+    step: Callable[[State, Tensor, Tensor], Step],
     prefix: Tensor,
     truth: Tensor,
     mask: Tensor,
-    sample: bool,
-    generator: torch.Generator | None,
     correct: Corrector | None,
-    longest: float | None,
-    scored: bool,
+    generator: torch.Generator | None,
     state: State | None,
-    places: Places | None,
 ) -> Rollout:
-    """`rollout` with the mask [b k], as a loop over the model's own `step`: any model, sampled or not, corrected or not."""
+    """`rollout` with the mask [b k], as a loop over `step` of the model's state, x [b d] and the true displacement [b d]."""
     b, k = truth.shape[:2]
     true_step = torch.cat([truth[:, :1] - prefix[:, -1:], truth.diff(dim=1)], 1)
     if state is None:
@@ -138,11 +147,9 @@ def by_steps(
     x = seen.pop()
     for s in range(k):
         seen = [*seen, x][-model.context :]
-        state, law = model.step(state, x)
-        dx = draw(law, generator, places) if sample and generator is not None else law.point()
+        state, dx, shortened, score = step(state, x, true_step[:, s])
         entering.append(x)
-        log_prob.append(law.log_prob(true_step[:, s]) if scored else true_step.new_full((b,), torch.nan))
-        dx, shortened = shorten(dx, longest)
+        log_prob.append(score)
         clipped.append(shortened)
         after = x + dx
         if correct is not None:
@@ -151,12 +158,3 @@ def by_steps(
         taken.append(dx)
         x = torch.where(mask[:, s, None], truth[:, s], after)
     return Rollout(*(torch.stack(parts, 1) for parts in (entering, taken, log_prob, clipped)))
-
-
-def shorten(dx: Tensor, longest: float | None) -> tuple[Tensor, Tensor]:
-    """Steps [b d] of at most the length `longest`, in their own direction, and which [b] were longer."""
-    if longest is None:
-        return dx, torch.zeros(dx.shape[:-1], dtype=torch.bool, device=dx.device)
-    length = dx.norm(dim=-1)
-    over = length > longest
-    return torch.where(over[..., None], dx * (longest / length.clamp_min(longest))[..., None], dx), over

@@ -10,6 +10,8 @@ import torch
 from arlat_core.distributed import Ranks
 from torch import Generator, Tensor, nn
 
+from arlat_dynamics import compiled
+from arlat_dynamics.base import WindowModel
 from arlat_dynamics.fused import mean_rollouts, obstacle, operands_here, typical_bound
 from arlat_dynamics.headed import HeadedModel
 from arlat_dynamics.models.mlp import ResidualMLP
@@ -72,7 +74,10 @@ class RolloutLoss(nn.Module):
     def __init__(self, model: HeadedModel, config: RolloutTrainConfig, length: float, route: Route = "auto") -> None:
         super().__init__()
         self.model, self.config, self.length, self.route = model, config, length, route
-        self.fused = route != "eager" and obstacle(model) is None
+        self.fused = route in ("auto", "fused") and obstacle(model) is None
+        self.teacher = self.taught
+        if route == "compiled" and isinstance(model, WindowModel):  # whose laws after all windows are one call
+            self.teacher = torch.compile(self.taught, backend=compiled.BACKEND, dynamic=False)
 
     def noised(self, frames: Tensor, draws: Draws) -> Tensor:
         """What the model sees of frames [b t d]."""
@@ -128,7 +133,7 @@ class RolloutLoss(nn.Module):
         outcome = OBJECTIVES[name](self.model, task, critic)
         teacher = state = outcome.loss.new_zeros(())
         if config.teacher_weight > 0:
-            taught = self.taught(noised, clean) if rolled is None else rolled.taught
+            taught = self.teacher(noised, clean) if rolled is None else rolled.taught
             teacher = -taught.mean() / self.model.dim
         states = reached(outcome.rolled)
         if config.state_weight > 0:

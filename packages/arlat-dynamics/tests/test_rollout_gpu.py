@@ -1,4 +1,4 @@
-"""On a CUDA device: fused, captured and eager trainings are the same training."""
+"""On a CUDA device: fused, captured and eager trainings are the same training, and Triton draws sampled rollouts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import pytest
 import torch
 from arlat_data.store import LatentStore
 from arlat_data.synth import make
+from arlat_dynamics.fused import twin
+from arlat_dynamics.models.mlp import Config, ResidualMLP
+from arlat_dynamics.rollout import Route, injections, rollout
 from arlat_dynamics.rollout_config import RolloutTrainConfig
 from arlat_dynamics.rollout_train import train_rollout
 
@@ -46,3 +49,24 @@ def test_the_route_of_the_device_has_the_loss_curve_of_the_loop(
         lines = (tmp_path / route / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in lines])
     assert max(abs(one - other) for one, other in zip(*curves, strict=True)) < 1e-4
+
+
+def test_sampled_rollouts_go_through_triton_where_no_gradient_is_needed() -> None:
+    torch.manual_seed(0)
+    model = ResidualMLP(Config(dim=32, width=64, hidden=64, depth=2, context=4)).cuda()
+    assert twin(model) == ("triton", "")
+    rows, steps = 4096, 4
+    frames = torch.randn(1, 4 + steps, 32, device="cuda").cumsum(1).expand(rows, -1, -1)
+
+    def sampled(route: Route) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return rollout(model, frames[:, :4], frames[:, 4:], injections("S", steps), True, generator, route=route).step
+
+    assert sampled("auto").requires_grad  # the loop
+    with torch.no_grad():
+        auto, fused, eager = (sampled(route) for route in ("auto", "fused", "eager"))
+    assert torch.equal(auto, fused)
+    assert not torch.equal(auto, eager)  # other draws by the same law
+    for one, other in ((auto.norm(dim=-1).log(), eager.norm(dim=-1).log()), (auto[..., 0], eager[..., 0])):
+        error = ((one.var(0) + other.var(0)) / rows).sqrt()
+        assert float(((one.mean(0) - other.mean(0)) / error).abs().max()) < 5

@@ -1,15 +1,23 @@
-"""Residual MLPs in one fused rollout: a model's own parameters as the op takes them, the op's fields as `rollout` gives them."""
+"""Residual MLPs in one fused rollout: a model's own parameters as the ops take them, the ops' fields as `rollout` gives them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from arlat_core.distributions.base import normal
 from arlat_core.heads import KAPPA_START, LOG_SCALE_RANGE, SCALAR_GAIN, VonMisesHead, soft_bound
 from arlat_core.types import Corrector
-from arlat_kernels import ResidualWeights, residual_rollout, residual_rollout_op, vmf_log_norm
+from arlat_kernels import (
+    ResidualWeights,
+    residual_rollout,
+    residual_rollout_op,
+    residual_rollout_sample,
+    vmf_log_norm,
+)
 from arlat_kernels.op import VARIABLE
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -23,8 +31,20 @@ SMALLEST_SQUARE = 1e-30  # ‖Δ‖² below this is taken as this, as the laws d
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
+class StepDraws(NamedTuple):
+    """What chance gives the steps of m sampled rollouts.
+
+    Attributes:
+        noise: Standard normals of the log-lengths, [m b k].
+        seed: Of the directions' Philox counters, int64 [1].
+    """
+
+    noise: Tensor
+    seed: Tensor
+
+
 class FusedRollout(NamedTuple):
-    """A mean rollout of m models beside the truth.
+    """A mean or sampled rollout of m models beside the truth.
 
     Attributes:
         rollout: What `arlat_dynamics.rollout.rollout` gives, with a leading axis [m]; 0 in steps that are not alive.
@@ -39,23 +59,35 @@ class FusedRollout(NamedTuple):
     alive: Tensor
 
 
-def obstacle(model: Dynamics, sample: bool = False, correct: Corrector | None = None) -> str | None:
-    """Why `model` cannot be rolled out (in samples, with a corrector) by `fused_rollout`, in words, or None."""
+def obstacle(model: Dynamics, correct: Corrector | None = None) -> str | None:
+    """Why `model` cannot be rolled out (with a corrector) by `fused_rollout`, in words, or None."""
     if type(model) is not ResidualMLP:  # a subclass may compute something else
         return (
             f"The fused rollout runs the residual MLP (mlp); this model is a {type(model).__name__} ({model.plugin})."
         )
     if type(model.head) is not VonMisesHead:
         return f"The fused rollout takes steps of a head vmf; the head of this model is {model.head.name}."
-    if sample:
-        return "The fused rollout takes mean steps; this rollout is sampled."
     if correct is not None:
         return "The fused rollout has no corrector; this rollout is corrected after every step."
     return None
 
 
+def sample_obstacle(gradients: bool, placed: bool) -> str | None:
+    """Why a rollout that needs gradients, or the draws of a larger batch, cannot be sampled by `fused_rollout`, or None."""
+    if gradients:
+        return (
+            "Steps that the fused rollout draws have no gradient; this rollout is sampled where gradients are needed."
+        )
+    if placed:
+        return "The fused rollout draws for its own rows; this rollout is sampled with the draws of a larger batch (places)."
+    return None
+
+
 def twin(model: ResidualMLP, operands: str = "float32") -> tuple[str, str]:
-    """What runs the op for `model` where it is ("triton", "reference"), and why it is not Triton ("" where it is)."""
+    """What runs the op for `model` where it is ("triton", "reference"), and why it is not Triton ("" where it is).
+
+    That of sampled rollouts takes the same shapes.
+    """
     net = weights_of([model])
     frames = model.center.new_empty(1, 0, model.context + 1, model.dim)
     inputs = (frames, torch.empty(1, 0, 1, dtype=torch.bool, device=frames.device), *net)
@@ -81,15 +113,30 @@ def one_rollout(
     mask: Tensor,
     longest: float | None,
     scored: bool,
-    state: Window | None,
+    generator: torch.Generator | None,
 ) -> Rollout:
-    """`arlat_dynamics.rollout.rollout` of one model with the mask [b k]: a mean rollout without a corrector."""
-    if state is not None:
-        prefix = prefix[:, -1:] if state.empty else torch.cat([state.frames, prefix[:, -1:]], 1)
+    """`arlat_dynamics.rollout.rollout` of one model after all frames that it sees, with the mask [b k] and without a corrector.
+
+    With a generator it is a sampled rollout.
+    """
     bound = typical_bound(None if longest is None else longest / float(model.head.scale))
-    operands = operands_here(truth.device)
-    out = mean_rollouts([model], prefix[None], truth[None], mask[None], bound, operands, scored)
+    draws = None if generator is None else step_draws((1, *mask.shape), model.center, generator)
+    out = rollouts([model], prefix[None], truth[None], mask[None], bound, operands_here(truth.device), scored, draws)
     return Rollout(*(part[0] for part in out))
+
+
+def seen(prefix: Tensor, state: Window | None) -> Tensor:
+    """The frames that a model sees at the first step: the prefix [b w d], or its newest frame after those of the state."""
+    if state is None:
+        return prefix
+    return prefix[:, -1:] if state.empty else torch.cat([state.frames, prefix[:, -1:]], 1)
+
+
+def step_draws(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> StepDraws:
+    """The draws of rollouts of `shape` [m b k], made on the generator's device and moved to that of `like`."""
+    noise = normal(shape, like, generator)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, device=generator.device)
+    return StepDraws(noise, seed.to(like.device))
 
 
 def typical_bound(longest: float | None) -> float:
@@ -97,7 +144,7 @@ def typical_bound(longest: float | None) -> float:
     return LONGEST if longest is None else longest
 
 
-def mean_rollouts(
+def rollouts(
     models: Sequence[ResidualMLP],
     prefix: Tensor,
     truth: Tensor,
@@ -105,6 +152,7 @@ def mean_rollouts(
     longest: float,
     operands: str,
     scored: bool = True,
+    draws: StepDraws | None = None,
 ) -> Rollout:
     """`fused_rollout` of prefix [m b w d], truth [m b k d] and mask [m b k], where a frame that no state is put to ends no row.
 
@@ -112,7 +160,7 @@ def mean_rollouts(
     """
     finite = torch.cat([prefix[..., -1:, :], truth], -2).isfinite().all(-1)
     shown = torch.where((finite[..., 1:] | mask)[..., None], truth, 0.0)
-    out = fused_rollout(models, prefix, shown, mask, longest=longest, operands=operands, scored=scored)
+    out = fused_rollout(models, prefix, shown, mask, longest=longest, operands=operands, scored=scored, draws=draws)
     log_prob = torch.where(out.alive & finite[..., 1:] & finite[..., :-1], out.rollout.log_prob, torch.nan)
     entering, step = (torch.where(out.alive[..., None], part, torch.nan) for part in out.rollout[:2])
     return Rollout(entering, step, log_prob, out.rollout.clipped)
@@ -127,21 +175,22 @@ def fused_rollout(
     longest: float = LONGEST,
     operands: str = "float32",
     scored: bool = True,
+    draws: StepDraws | None = None,
 ) -> FusedRollout:
     """The mean rollouts of models of one shape after prefix [b w d], beside truth [b k d], as `rollout` makes them.
 
     prefix and truth may have a leading axis [m]: each model then has sequences of its own. `inject` is a mask [k], [b k] or
-    [m b k]; `longest` is in typical steps of each model. A row stops at its first frame that is not finite. Gradients flow to
-    all parameters, prefix and truth. `operands` as in `arlat_kernels.residual_rollout`, whatever autocast says. Without
-    `scored` every `log_prob` is NaN.
+    [m b k]; `longest` is in typical steps of each model. A row stops at its first frame that is not finite. With `draws` the
+    rollouts are sampled, and have no gradients; those of mean rollouts flow to all parameters, prefix and truth. `operands` as in
+    `arlat_kernels.residual_rollout`, whatever autocast says. Without `scored` every `log_prob` is NaN.
 
     Raises:
-        ValueError: When a model cannot be rolled out so, or shapes do not fit.
+        ValueError: When a model cannot be rolled out so, shapes do not fit, or a sampled rollout would need a gradient.
     """
     if why := next((why for model in models if (why := obstacle(model))), None):
         raise ValueError(f"{why} Use arlat_dynamics.rollout.rollout.")
     with torch.autocast(truth.device.type, enabled=False):
-        return together(models, prefix, truth, inject, longest, operands, scored)
+        return together(models, prefix, truth, inject, longest, operands, scored, draws)
 
 
 def together(
@@ -152,6 +201,7 @@ def together(
     longest: float,
     operands: str,
     scored: bool,
+    draws: StepDraws | None,
 ) -> FusedRollout:
     """`fused_rollout` of models that can take it."""
     (b, k, dim), context = truth.shape[-3:], models[0].context
@@ -163,7 +213,10 @@ def together(
     still = prefix[..., :1, :].expand(*prefix.shape[:-2], before, dim)  # a sequence begins with a still past
     frames = torch.cat([still, prefix[..., -context:, :], truth], -2)
     given, activation = (frames - center) / unit, models[0].config.activation
-    out, alive = residual_rollout(
+    op = residual_rollout
+    if draws is not None:
+        op = partial(residual_rollout_sample, **draws._asdict(), spread=spread.flatten())
+    out, alive = op(
         given,
         mask,
         weights_of(models),
@@ -176,13 +229,15 @@ def together(
     predicted = out.predicted * unit + center
     later = torch.where(mask[..., None], newest[:, :, 1:], predicted)
     entering = torch.cat([newest[:, :, :1], later[:, :, :-1]], 2)
+    mu, log_sigma = soft_bound(out.mu), spread.log() + soft_bound(out.log_sigma)
     if scored:
         shown = torch.where(alive[..., None], newest[:, :, 1:] - newest[:, :, :-1], 1.0)
-        mu, log_sigma = unit[..., 0].log() + soft_bound(out.mu), spread.log() + soft_bound(out.log_sigma)
-        log_prob = stopped(alive, polar_log_prob(shown, out.gap, dim * softplus(out.kappa), mu, log_sigma))
+        law = (dim * softplus(out.kappa), unit[..., 0].log() + mu, log_sigma)
+        log_prob = stopped(alive, polar_log_prob(shown, out.gap, *law))
     else:
         log_prob = torch.full_like(out.gap, torch.nan)
-    over = soft_bound(out.mu) > math.log(longest)
+    log_length = mu if draws is None else mu + log_sigma.exp() * draws.noise
+    over = log_length > math.log(longest)
     rollout = Rollout(stopped(alive, entering), stopped(alive, predicted - entering), log_prob, over & alive)
     return FusedRollout(rollout, out.gap, out.squared_error * unit[..., 0].square(), alive)
 

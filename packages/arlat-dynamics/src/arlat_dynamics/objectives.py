@@ -79,7 +79,7 @@ def roll(model: HeadedModel, task: Task, sample: bool, scored: bool = True) -> R
         scored=scored,
         state=state,
         places=task.places,
-        route="auto" if sample else task.route,
+        route="eager" if sample else task.route,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arlat_dynamics.base import Dynamics, State
 from arlat_dynamics.compiled import CompiledStep
-from arlat_dynamics.fused import obstacle, one_rollout
+from arlat_dynamics.fused import obstacle, one_rollout, operands_here, sample_obstacle, seen, twin
 from arlat_dynamics.models.mlp import ResidualMLP
 from arlat_dynamics.rolled import Rollout, Step, one_step, point
 
@@ -92,8 +92,11 @@ def rollout(
 
     `route` = "auto" takes the fused op (`arlat_dynamics.fused`) where `obstacle` has nothing against it, and else the loop below;
     "fused" and "eager" force one, and "compiled" is the loop with a step by torch.compile and one product for each weight's
-    gradient (`arlat_dynamics.compiled`), worth its compilation in training alone. All give the same up to rounding; in the fused
-    one a sequence ends (NaN) with the step whose true frame is injected and not finite.
+    gradient (`arlat_dynamics.compiled`), worth its compilation in training alone. All give the same mean rollout up to rounding; in
+    the fused one a sequence ends (NaN) with the step whose true frame is injected and not finite.
+
+    The fused op draws a sampled rollout by the same law, but other draws than the loop's: by itself where no gradient is needed,
+    `places` is None and Triton's kernel runs. Without `longest` its steps are at most `fused.LONGEST` typical ones long.
 
     Raises:
         ValueError: When shapes or the number of steps do not fit, `sample` has no generator, or the forced route cannot be taken.
@@ -111,11 +114,17 @@ def rollout(
     mask = mask.expand(b, k)
     if sample and generator is None:
         raise ValueError("A sample rollout needs a generator.")
-    why = obstacle(model, sample=sample, correct=correct)
+    why = obstacle(model, correct)
+    if why is None and sample:
+        followed = torch.is_grad_enabled() and any(
+            part.requires_grad for part in (seen(prefix, state), truth, *model.parameters())
+        )
+        why = sample_obstacle(followed, places is not None)
     if route == "fused" and why is not None:
         raise ValueError(f'{why} Use route="auto" or "eager".')
-    if route in ("auto", "fused") and why is None:
-        return one_rollout(cast(ResidualMLP, model), prefix, truth, mask, longest, scored, state)
+    if why is None and takes_op(cast(ResidualMLP, model), route, sample, truth.device):
+        drawn_by = generator if sample else None
+        return one_rollout(cast(ResidualMLP, model), seen(prefix, state), truth, mask, longest, scored, drawn_by)
     if route == "compiled" and (sample or correct is not None):
         raise ValueError('Compiled steps are mean steps without a corrector. Use route="auto" or "eager".')
     step: Callable[..., Step]
@@ -125,6 +134,16 @@ def rollout(
         chosen = point if generator is None or not sample else partial(draw, generator=generator, places=places)
         step = partial(one_step, model, chosen, longest, scored)
     return by_steps(model, step, prefix, truth, mask, correct, generator, state)
+
+
+def takes_op(model: ResidualMLP, route: Route, sample: bool, device: torch.device) -> bool:
+    """Whether `route` means the fused op where nothing is against it: "auto" draws samples by Triton's kernel alone.
+
+    Elsewhere a generator gives the loop's samples, whatever the model is.
+    """
+    if route == "auto" and sample:
+        return twin(model, operands_here(device))[0] == "triton"
+    return route in ("auto", "fused")
 
 
 def by_steps(

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from arlat_dynamics import compiled
 from arlat_dynamics.base import WindowModel
-from arlat_dynamics.fused import mean_rollouts, obstacle, operands_here, typical_bound
+from arlat_dynamics.fused import obstacle, operands_here, rollouts, typical_bound
 from arlat_dynamics.headed import HeadedModel
 from arlat_dynamics.models.mlp import ResidualMLP
 from arlat_dynamics.noise import FORMS, draw_noise
@@ -169,13 +169,13 @@ def fused_parts(
     prefix, truth, inject = (
         torch.stack([getattr(task, name) for task in tasks]) for name in ("prefix", "truth", "inject")
     )
-    free = mean_rollouts(models, prefix, truth, inject, bound, operands)
+    free = rollouts(models, prefix, truth, inject, bound, operands)
     taught = torch.full_like(free.log_prob, torch.nan)
     if any(loss.config.teacher_weight > 0 for loss in losses):
         rows = [windows_before(*pair, config.context) for pair in zip(noised, clean, strict=True)]
         seen, after = (torch.stack(parts) for parts in zip(*rows, strict=True))
         never = torch.zeros(after.shape[:-1], dtype=torch.bool, device=after.device)
-        taught = mean_rollouts(models, seen, after, never, bound, operands).log_prob.view_as(taught)
+        taught = rollouts(models, seen, after, never, bound, operands).log_prob.view_as(taught)
     return [FusedParts(Rollout(*(part[i] for part in free)), taught[i]) for i in range(len(losses))]
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from arlat_core.config import UserError
 
 from arlat_dynamics.base import Dynamics
-from arlat_dynamics.fused import obstacle, twin
+from arlat_dynamics.fused import obstacle, sample_obstacle, twin
 from arlat_dynamics.models.mlp import ResidualMLP
 
 Way = Literal["fused", "graph", "eager"]
@@ -61,6 +61,6 @@ def capture_obstacle(device: str, sample: bool, world: int) -> str | None:
 
 def training_route(asked: Asked, model: Dynamics, sample: bool, operands: str, device: str, world: int = 1) -> Route:
     """The way for a `model` on `device` whose objective asks for mean rollouts, or for sampled ones."""
-    unfused = obstacle(model, sample=sample)
+    unfused = obstacle(model) or (sample_obstacle(gradients=True, placed=False) if sample else None)
     runs_by, off_chip = twin(model, operands) if unfused is None and isinstance(model, ResidualMLP) else ("", "")
     return choose(asked, unfused, runs_by, off_chip, capture_obstacle(device, sample, world))

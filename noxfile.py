@@ -142,7 +142,7 @@ def bench(session: nox.Session) -> None:
 @nox.session(name="bench-gpu", venv_backend="none")
 def bench_gpu(session: nox.Session) -> None:
     """The benchmarks that need a CUDA device, or those named after `--`; rows go to benchmarks/results/."""
-    for script in session.posargs or ("ops", "rollout"):
+    for script in session.posargs or ("ops", "rollout", "sampling"):
         session.run("python", f"benchmarks/{script}.py")
 
 

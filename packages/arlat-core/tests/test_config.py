@@ -97,3 +97,40 @@ def test_overrides_with_commas_are_a_sweep_too_and_flags_keep_theirs(tmp_path: P
     with pytest.raises(SystemExit):
         parse_sweep(Run, ["--out", "a", "inner.rate=4,-8"])
     assert parse(Run, ["out=a,b", "inner.rate=4"]).out == Path("a,b")  # no sweep where a command runs one
+
+
+class Switched(Config):
+    class Loss(Config):
+        balanced: bool = False
+        keep_old: bool = True
+
+    loss: Loss = Loss()
+    check: bool = False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "balanced", "keep_old", "check"),
+    [
+        (["loss.balanced=True", "loss.keep-old=false"], True, False, False),
+        (["loss.keep_old=False", "check=true"], False, False, True),
+        (["--loss.balanced", "--loss.no-keep-old", "--check"], True, False, True),
+        (["--loss.balanced=false", "--loss.keep-old=true"], False, True, False),
+    ],
+)
+def test_switches_are_spelt_as_in_toml_or_as_flags(
+    arguments: list[str], balanced: bool, keep_old: bool, check: bool
+) -> None:
+    expected = Switched(loss=Switched.Loss(balanced=balanced, keep_old=keep_old), check=check)
+    assert parse(Switched, arguments) == expected
+
+
+def test_switches_make_a_sweep_over_a_preset_and_nothing_else_is_taken(tmp_path: Path) -> None:
+    preset = tmp_path / "p.toml"
+    preset.write_text("check = true\n[loss]\nbalanced = true\n")
+    points = parse_sweep(Switched, [str(preset), "loss.balanced=true,false"])
+    assert {name: (one.loss.balanced, one.check) for name, one in points.items()} == {
+        "loss.balanced=true": (True, True),
+        "loss.balanced=false": (False, True),
+    }
+    with pytest.raises(UserError, match=r"loss\.balanced is 'yes', but it is a switch. Give true or false"):
+        parse(Switched, ["loss.balanced=yes"])

@@ -57,6 +57,23 @@ def split_arguments(arguments: Sequence[str], fields: Collection[str]) -> tuple[
     return presets, flags
 
 
+def spell_boolean(cls: type[BaseModel], flag: str) -> str:
+    """Spells `--a.b=true` as tyro does, `--a.b`, and false as `--a.no-b`, where `a.b` of `cls` is a boolean."""
+    key, given, value = flag.partition("=")
+    *path, name = key.removeprefix("--").replace("-", "_").split(".")
+    inner: Any = cls
+    for part in path:
+        field = inner.model_fields.get(part)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return flag
+    if not given or name not in inner.model_fields or inner.model_fields[name].annotation is not bool:
+        return flag
+    if value.lower() not in ("true", "false"):
+        raise UserError(f"{key.removeprefix('--')} is {value!r}, but it is a switch. Give true or false.")
+    return key if value.lower() == "true" else "--" + ".".join([*path, f"no-{name}"])
+
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Merges nested tables; `over` wins."""
     merged = dict(base)
@@ -149,7 +166,8 @@ def comma_points(arguments: Sequence[str], fields: Collection[str]) -> dict[str,
 
 def _parse_points(cls: type[T], arguments: Sequence[str], prog: str, description: str | None) -> dict[str, T]:
     """One `cls` for every point of the presets' [grid] tables, by its name."""
-    presets, flags = split_arguments(arguments, cls.model_fields)
+    presets, given = split_arguments(arguments, cls.model_fields)
+    flags = [spell_boolean(cls, flag) for flag in given]
     values: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     for path in presets:

@@ -40,7 +40,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_losses_of_an_autoregression_are_what_theory_says(
     rho: float, autoregression: Process, stand_still: Predictor
 ) -> None:
-    latents = standardise(5 * autoregression(rho) + 1)
+    latents = standardise(5 * autoregression(rho) + 1, 2)
     assert float(smoothness(latents.y)) == pytest.approx(2 - 2 * rho, rel=0.06)
     errors = [2 - 2 * rho**k for k in (1, 2, 3)]
     found = rollout_error(stand_still, latents, 3).detach()
@@ -61,7 +61,7 @@ def test_nothing_but_the_plain_form_is_won_by_shrinking(autoregression: Process)
         return ((x - x.mean()) / x.std()).tanh().flatten(1)
 
     def losses(z: Tensor) -> list[float]:
-        latents = standardise(z)
+        latents = standardise(z, 2)
         found = [smoothness(z), surprise(predictor, latents.y, latents).mean()]
         found += [rollout_error(predictor, latents, 3), jacobian(decode, z, 0.01, seeded())]
         return [float(value.detach()) for value in found]

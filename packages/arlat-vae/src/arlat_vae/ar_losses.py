@@ -7,7 +7,7 @@ L_smooth are unchanged by z → a·z + c, so that no loss is won by shrinking z.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -173,7 +173,7 @@ def fit(state: ARState, latents: Standardised, seen: Mapping[str, Tensor]) -> No
     if state.predictor is None or state.optimiser is None:
         return
     parameters = list(state.predictor.parameters())
-    fixed = Standardised(latents.y.detach(), latents.unit.detach())
+    fixed = replace(latents, y=latents.y.detach(), unit=latents.unit.detach())
     values = surprises(state.predictor, fixed, {name: y.detach() for name, y in seen.items()})
     total = torch.stack(list(values.values())).sum()
     gradients = torch.autograd.grad(total, parameters)
@@ -206,7 +206,7 @@ def ar_losses(
     if "smooth" in terms:
         values["smooth"] = smoothness(z, config.smooth_form)
     if state.predictor is not None:
-        latents = standardise(z)
+        latents = standardise(z, state.predictor.window_frames)
         seen = {"pred": latents.y}
         if "noise" in terms:
             seen["noise"] = noised(latents.y, config.noise_level, generator)

@@ -1,7 +1,7 @@
 """A light predictor of latents z [b t d]: what L_pred, L_noise and L_rollout ask, and what a fresh one is asked to judge them.
 
-Latents are standardised by their own moments, so that nothing here changes under z → a·z + c: y has variance 1 in every
-dimension, δ_t = (y_t − y_{t−1})/s has mean square 1, and the predictor gives the law of δ_t after y_{t−W} … y_{t−1}.
+Latents are standardised by the moments of what is predicted, so that nothing here changes under z → a·z + c: there y has variance 1
+in every dimension, δ_t = (y_t − y_{t−1})/s has mean square 1, and the predictor gives the law of δ_t after y_{t−W} … y_{t−1}.
 """
 
 from __future__ import annotations
@@ -36,19 +36,25 @@ class PredictorConfig(BaseConfig):
 
 @dataclass(frozen=True)
 class Standardised:
-    """Latents y [b t d] of variance 1, and the root mean square [d] of their steps."""
+    """Latents y [b t d] and the root mean square [d] of their steps, where y from the frame `first` on is of variance 1."""
 
     y: Tensor
     unit: Tensor
+    first: int
 
 
-def standardise(z: Tensor) -> Standardised:
-    """Standardises z [b t d] by its moments over batch and time, through which gradients flow."""
+def standardise(z: Tensor, window_frames: int) -> Standardised:
+    """Standardises z [b t d] by its moments over batch and time, through which gradients flow.
+
+    They are those of the frames that follow a whole window, and so are predicted. Were the others counted, an encoder could win
+    by large latents at the beginning of every crop, beside which all steps that are asked for look small.
+    """
     z = z.float()
-    variance = z.var((0, 1), correction=0)
-    y = (z - z.mean((0, 1))) * (variance + FLOOR * variance.mean() + TINY).rsqrt()
-    step = (y[:, 1:] - y[:, :-1]).square().mean((0, 1))
-    return Standardised(y, (step + FLOOR * step.mean() + TINY).sqrt())
+    told = z[:, window_frames:]
+    variance = told.var((0, 1), correction=0)
+    y = (z - told.mean((0, 1))) * (variance + FLOOR * variance.mean() + TINY).rsqrt()
+    step = (y[:, window_frames:] - y[:, window_frames - 1 : -1]).square().mean((0, 1))
+    return Standardised(y, (step + FLOOR * step.mean() + TINY).sqrt(), window_frames)
 
 
 def contexts(y: Tensor, width: int) -> Tensor:
@@ -99,7 +105,8 @@ def mean_reversion(latents: Standardised) -> Tensor:
 
     ½(1 + ln 2π) + ½ mean_d ln(1 − r_d²); white noise has r² = ½ without any dynamics, since Δ_t contains −z_{t−1}.
     """
-    before, step = latents.y[:, :-1], (latents.y[:, 1:] - latents.y[:, :-1]) / latents.unit
+    y = latents.y[:, latents.first - 1 :]
+    before, step = y[:, :-1], (y[:, 1:] - y[:, :-1]) / latents.unit
     before, step = before - before.mean((0, 1)), step - step.mean((0, 1))
     shared = (before * step).mean((0, 1)).square()
     whole = before.square().mean((0, 1)) * step.square().mean((0, 1))

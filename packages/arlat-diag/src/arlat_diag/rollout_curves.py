@@ -128,7 +128,7 @@ def survey(store: LatentStore, config: RolloutConfig, run_dir: Path, device: str
     if not len(starts):
         return None, note
     displacement = {"b0": fit_diagonal(data.train.target[data.fit_rows])}
-    marginal = p1.marginal_of(train, data, predictor)
+    marginal = p1.marginal_of(data, predictor)
     baselines = Baselines(displacement, found.reversion, found.model.linear, marginal)
     return Ground(train, held_out, found, make_subject(train, held_out, starts, baselines, config, generator)), note
 

@@ -132,7 +132,7 @@ def run(
     var, reversion = p1.linear_models(data, config.predictor, store, run_dir)
     model = fit_model(data, config, store, run_dir / "models" / "p2", var, device)
     progress("P2 scores")
-    rivals = fit_rivals(data, p1.marginal_of(train, data, config.predictor), var, reversion)
+    rivals = fit_rivals(data, p1.marginal_of(data, config.predictor), var, reversion)
     frames = score(model, data.held_out, rows, rivals, device)
     half = halves(rank(data.held_out, config.seed), data.held_out.speaker)
     whole = Origin(data.held_out.speaker, data.held_out.utterance, half)

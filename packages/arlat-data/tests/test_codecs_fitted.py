@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from arlat_core.config import UserError
 from arlat_core.testing import check_codec
 from arlat_core.testing.codec import example_audio
+from arlat_data import pca_command
 from arlat_data.codecs import build_codec, pca, readout
+from arlat_data.corpus import scan
+from arlat_data.encode import load_audio
 from torch import Tensor
 
 
@@ -51,6 +55,30 @@ def test_pca_fit_is_reproducible_and_seeded(tmp_path: Path) -> None:
     ]
     assert prints[0] == prints[1] != prints[2]
     assert (tmp_path / "0/pca.safetensors").read_bytes() == (tmp_path / "1/pca.safetensors").read_bytes()
+
+
+def test_pca_command_fits_on_the_training_speakers(
+    make_corpus: Callable[[Path, int, int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = make_corpus(tmp_path / "corpus", 5, 1), tmp_path / "pca"
+    (folder / "broken.flac").write_bytes(b"fLaC but no audio")
+    arguments = ["--audio", str(folder), "--dim", "4", "--frame-rate", "25", "--sample-rate", "8000", "--out", str(out)]
+    assert pca_command.main(arguments, "arlat data pca") == 0
+    printed = capsys.readouterr()
+    assert "4 directions of 320 samples, 25 Hz at 8000 Hz" in printed.out
+    assert "1 file was left out:\n  broken.flac: the FLAC header" in printed.err
+    corpus = scan(folder)
+    files = [utterance.path for utterance in corpus.utterances if utterance.split == "train"]
+    assert 0 < len(files) < len(corpus.utterances)
+    alike = pca.fit([load_audio(file, 8000) for file in files], 4, 25.0, 8000, 0, tmp_path / "alike")
+    assert build_codec(f"pca={out}").spec.fingerprint == alike.spec.fingerprint
+
+    before = (out / "pca.safetensors").stat().st_mtime_ns
+    assert pca_command.main(arguments, "arlat data pca") == 0
+    assert "finished before" in capsys.readouterr().out
+    assert (out / "pca.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="dim: was 4, is 5"):
+        pca_command.main([*arguments, "--dim", "5"], "arlat data pca")
 
 
 def test_pca_mistakes_are_named(pca_folder: Path, tmp_path: Path) -> None:

@@ -6,20 +6,23 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError
+from pydantic import Field
 
 from arlat_data.audio import AudioError, audio_info, read_audio
 from arlat_data.splits import SPLITS, Split, assign, choose, compile_pattern, guess_speaker, normal, read_lists
 from arlat_data.tree import Skipped, drop_twins, make_ids, printable, walk
 
-__all__ = ["Corpus", "Skipped", "Utterance", "scan"]
+__all__ = ["Corpus", "Skipped", "Speech", "Utterance", "scan"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,48 @@ def scan(
         tuple(notes),
         others,
     )
+
+
+class Speech(BaseConfig):
+    """Which speech, and how its speakers are split: the same settings give the same split to every command."""
+
+    audio: Path
+    """Folder of speech: SPEAKER/…/file, or any folder with --speaker-pattern."""
+    seed: int = Field(0, ge=0)
+    """Seed of the speaker split."""
+    eval_fraction: float = Field(0.15, gt=0, lt=1)
+    """Part of the speakers held out, where the folder has no train.txt and eval.txt."""
+    speaker_pattern: str | None = None
+    """Regular expression with a group `speaker`, searched in the relative path."""
+    max_speakers: int | None = Field(None, gt=1)
+    """Use so many speakers only."""
+    min_seconds: float = Field(0.1, gt=0)
+    """Shorter files are listed, not used."""
+
+    def scan(self) -> Corpus:
+        """`scan` with these settings, with a progress bar on a terminal."""
+        return scan(
+            self.audio,
+            self.speaker_pattern,
+            self.seed,
+            eval_fraction=self.eval_fraction,
+            min_seconds=self.min_seconds,
+            max_speakers=self.max_speakers,
+            progress=sys.stderr.isatty(),
+        )
+
+
+def left_out(skipped: Iterable[tuple[str, str]]) -> str:
+    """What was left out and why, a file a line; empty where nothing was.
+
+    >>> print(left_out([("a.wav", "it is silent")]), end="")
+    1 file was left out:
+      a.wav: it is silent
+    """
+    rows = [f"  {path}: {reason}\n" for path, reason in skipped]
+    if not rows:
+        return ""
+    return f"{len(rows)} {'file was' if len(rows) == 1 else 'files were'} left out:\n" + "".join(rows)
 
 
 def with_speakers(files: list[File], pattern: re.Pattern[str] | None, skipped: list[Skipped]) -> list[File]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError, parse
 from arlat_core.types import Codec
 from pydantic import Field
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from arlat_data.audio import AudioError
 from arlat_data.codecs._round_trip import require_round_trip
-from arlat_data.corpus import Corpus, Utterance, scan
+from arlat_data.corpus import Corpus, Speech, Utterance, left_out
 from arlat_data.encode import Task, codec_of, one_thread, run_shards
 from arlat_data.encode import load_audio as load_audio
 from arlat_data.store import LatentStore
@@ -29,27 +28,15 @@ from arlat_data.store_writer import StoreWriter, claim, settle
 SHARDS = 16  # a small corpus is cut into about so many, so that a kill costs little
 
 
-class Config(BaseConfig):
+class Config(Speech):
     """Settings of `arlat data extract`."""
 
-    audio: Path
-    """Folder of speech: SPEAKER/…/file, or any folder with --speaker-pattern."""
     codec: str
     """NAME[:OPTION,…][=FOLDER], wrappers first: 'stack:8|mel', lyra=FOLDER. `arlat data codecs` lists names."""
     out: Path
     """The store to write; the same command goes on after a kill."""
     dtype: DType = "float16"
     """Type of the stored latents."""
-    seed: int = Field(0, ge=0)
-    """Seed of the speaker split."""
-    eval_fraction: float = Field(0.15, gt=0, lt=1)
-    """Part of the speakers held out, where the folder has no train.txt and eval.txt."""
-    speaker_pattern: str | None = None
-    """Regular expression with a group `speaker`, searched in the relative path."""
-    max_speakers: int | None = Field(None, gt=1)
-    """Use so many speakers only."""
-    min_seconds: float = Field(0.1, gt=0)
-    """Shorter files are listed, not used."""
     batch_seconds: float = Field(0.0, ge=0)
     """Seconds of audio per batch, for causal codecs on a GPU; 0 encodes one file at a time."""
     workers: int = Field(1, gt=0)
@@ -143,16 +130,7 @@ def check_shapes(codec: Codec, sound: Tensor) -> None:
 
 def prepare(config: Config) -> tuple[Corpus, Codec]:
     """The corpus and the codec of a configuration."""
-    corpus = scan(
-        config.audio,
-        config.speaker_pattern,
-        config.seed,
-        eval_fraction=config.eval_fraction,
-        min_seconds=config.min_seconds,
-        max_speakers=config.max_speakers,
-        progress=sys.stderr.isatty(),
-    )
-    return corpus, codec_of(config.codec, config.device)
+    return config.scan(), codec_of(config.codec, config.device)
 
 
 def task_of(config: Config, corpus: Corpus, codec: Codec) -> Task:
@@ -228,10 +206,7 @@ def check_finished(store: LatentStore, settings: dict[str, Any]) -> None:
 def report(config: Config, summary: Summary) -> int:
     """Prints what was done and left out; the exit status."""
     print(f"{config.out}: {summary.utterances} utterances, {summary.frames} frames of {config.codec}.")
-    if summary.skipped:
-        print(f"{len(summary.skipped)} files were left out:")
-        for path, reason in summary.skipped:
-            print(f"  {path}: {reason}")
+    print(left_out(summary.skipped), end="")
     share = len(summary.skipped) / max(1, len(summary.skipped) + summary.utterances)
     if share > config.max_bad:
         print(

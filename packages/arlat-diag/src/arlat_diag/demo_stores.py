@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +14,11 @@ from arlat_core.files import safe_name
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch import Tensor
 
     from arlat_diag.demo import Config
 
 RATE_HZ = 12.5
+SAMPLE_RATE = 24_000
 STACKED, POOLED = "stack:8|mel", "pool:8|mel"
 SHIPPED = "vae:speech-tiny"  # a trained VAE that arlat-vae brings, where it is installed
 
@@ -50,25 +49,12 @@ def extract_store(config: Config, audio: Path, text: str, store: Path) -> None:
 
 def fit_pca(config: Config, audio: Path, folder: Path) -> None:
     """Fits the framed PCA on the training speakers, once."""
-    from arlat_data.codecs import pca
     from arlat_data.corpus import scan
+    from arlat_data.pca_command import fit_corpus
 
-    if (folder / "pca.json").exists() and (folder / "pca.safetensors").exists():
-        return
-    corpus = scan(audio, seed=config.seed, max_speakers=config.max_speakers)
-    files = [utterance.path for utterance in corpus.utterances if utterance.split == "train"]
-    rate = 24_000
-    pca.fit(clips(files, rate), config.pca_dim, RATE_HZ, rate, config.seed, folder)
-
-
-def clips(files: Sequence[Path], rate: int) -> Iterator[Tensor]:
-    """The audio of each file at `rate`, with a progress bar."""
-    from arlat_data.extract import load_audio
-    from rich.console import Console
-    from rich.progress import track
-
-    for path in track(files, "fitting pca", console=Console(stderr=True), transient=True):
-        yield load_audio(path, rate)
+    if not (folder / "pca.json").exists():
+        corpus = scan(audio, seed=config.seed, max_speakers=config.max_speakers)
+        fit_corpus(corpus, config.pca_dim, RATE_HZ, SAMPLE_RATE, config.seed, folder)
 
 
 def fit_readout(config: Config, stacked: Path, folder: Path, store: Path) -> None:

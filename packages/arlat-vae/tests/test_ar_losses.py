@@ -41,7 +41,7 @@ def test_losses_of_an_autoregression_are_what_theory_says(
     rho: float, autoregression: Process, stand_still: Predictor
 ) -> None:
     latents = standardise(5 * autoregression(rho) + 1, 2)
-    assert float(smoothness(latents.y)) == pytest.approx(2 - 2 * rho, rel=0.06)
+    assert float(smoothness(latents.y, 2)) == pytest.approx(2 - 2 * rho, rel=0.06)
     errors = [2 - 2 * rho**k for k in (1, 2, 3)]
     found = rollout_error(stand_still, latents, 3).detach()
     assert float(found) == pytest.approx(sum(errors) / 3, rel=0.06)
@@ -62,15 +62,23 @@ def test_nothing_but_the_plain_form_is_won_by_shrinking(autoregression: Process)
 
     def losses(z: Tensor) -> list[float]:
         latents = standardise(z, 2)
-        found = [smoothness(z), surprise(predictor, latents.y, latents).mean()]
+        found = [smoothness(z, 2), surprise(predictor, latents.y, latents).mean()]
         found += [rollout_error(predictor, latents, 3), jacobian(decode, z, 0.01, seeded())]
         return [float(value.detach()) for value in found]
 
     assert losses(0.05 * z + 7) == pytest.approx(losses(z), rel=0.02)
-    assert float(smoothness(0.05 * z, "plain")) == pytest.approx(0.0025 * float(smoothness(z, "plain")), rel=1e-4)
+    assert float(smoothness(0.05 * z, 2, "plain")) == pytest.approx(0.0025 * float(smoothness(z, 2, "plain")), rel=1e-4)
     scale = torch.ones((), requires_grad=True)
-    slopes = [torch.autograd.grad(smoothness(scale * z, form), scale)[0] for form in ("scale_free", "plain")]  # type: ignore[arg-type]
+    slopes = [torch.autograd.grad(smoothness(scale * z, 2, form), scale)[0] for form in ("scale_free", "plain")]  # type: ignore[arg-type]
     assert abs(float(slopes[0])) < 1e-4 < float(slopes[1])
+
+
+def test_l_smooth_is_not_won_by_what_dies_away_at_the_beginning(autoregression: Process) -> None:
+    z = autoregression(0.0, 0, (40, 12, 3))
+    beginning = torch.zeros(12, 1)
+    beginning[:4, 0] = torch.tensor([49.0, 40.0, 14.0, 1.0])
+    for form in ("scale_free", "plain"):
+        assert float(smoothness(z + beginning, 4, form)) >= float(smoothness(z, 4, form))  # type: ignore[arg-type]
 
 
 def test_the_directional_derivative_is_that_of_autograd() -> None:
@@ -234,3 +242,5 @@ def test_conditions_have_names_and_crops_must_reach() -> None:
     assert named(smooth=ON, jacobian=ON) == "smooth+jacobian"
     with pytest.raises(ValidationError, match="need crops of 8 frames"):
         config(Path("x"), ar={"rollout": ON})
+    with pytest.raises(ValidationError, match="need crops of 8 frames"):
+        config(Path("x"), ar={"smooth": ON, "predictor": {"window_frames": 7}})

@@ -51,6 +51,20 @@ def test_an_invertible_linear_map_does_not_matter(drawn: Draw) -> None:
     assert found["probe.information"].value == pytest.approx(-1.5 * math.log(1 - 0.64), abs=0.15)
 
 
+def test_where_utterances_begin_does_not_matter(drawn: Draw) -> None:
+    """First frames that lie far away along one direction must not make the other directions look as if they never moved."""
+
+    def worth(far: float) -> float:
+        first = torch.zeros(60, 3)
+        first[0, 0] = far
+        spread = torch.tensor([1.0, 0.1, 0.03])
+        parts = [drawn(0.8, count, seed) for count, seed in ((60, 1), (25, 2))]
+        begun = [Sequences([z * spread + first for z in part.z], part.speakers) for part in parts]
+        return probe(begun[0], begun[1], 12.5, SMALL)["probe.information"].value or 0.0
+
+    assert worth(3000.0) == pytest.approx(worth(0.0), abs=0.05)
+
+
 def test_the_marginal_is_the_full_gaussian() -> None:
     generator = torch.Generator().manual_seed(0)
     mix = torch.tensor([[1.0, 0.0], [0.9, 0.4]])

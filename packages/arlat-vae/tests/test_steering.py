@@ -44,12 +44,12 @@ def test_a_steered_loss_reaches_its_target(target: float) -> None:
     z = torch.nn.Parameter(x.clone())
     optimiser, state = torch.optim.Adam([z], 0.02), Multipliers()
     term = {"smooth": Term(weight=0.01, target=target)}
-    assert float(smoothness(z.detach())) == pytest.approx(2.0, abs=0.2)
+    assert float(smoothness(z.detach(), 1)) == pytest.approx(2.0, abs=0.2)
     for _ in range(600):
-        value = smoothness(z)
+        value = smoothness(z, 1)
         optimiser.zero_grad()
         ((z - x).square().mean() + state.weight("smooth", term["smooth"]) * value).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         state = state.updated({"smooth": float(value.detach())}, term, SteeringConfig(rate=0.1))
-    assert float(smoothness(z.detach())) == pytest.approx(target, rel=0.05)
+    assert float(smoothness(z.detach(), 1)) == pytest.approx(target, rel=0.05)
     assert state.weight("smooth", term["smooth"]) > 0.02

@@ -56,7 +56,7 @@ class ARConfig(BaseConfig):
     latent: Literal["mean", "sample"] = "mean"
     """The posterior mean, which is what the codec gives, or the draw that is decoded."""
     predictor: PredictorConfig = PredictorConfig()
-    """The predictor that is trained along, where a loss asks it."""
+    """The predictor that is trained along, where a loss asks it; L_smooth leaves out its first window too."""
     steering: SteeringConfig = SteeringConfig()
     """How fast weights move that have a target."""
 
@@ -71,7 +71,7 @@ class ARConfig(BaseConfig):
     def frames(self) -> int:
         """Frames that a crop must have."""
         ahead = self.rollout_steps if "rollout" in self.terms() else 1
-        return self.predictor.window_frames + ahead if self.asks() else 2
+        return self.predictor.window_frames + ahead if self.asks() or "smooth" in self.terms() else 1
 
     def label(self) -> str:
         """The name of the condition: none, smooth, pred, both (smooth and pred), or the losses joined by +."""
@@ -79,11 +79,16 @@ class ARConfig(BaseConfig):
         return {"": "none", "smooth+pred": "both"}.get("+".join(names), "+".join(names))
 
 
-def smoothness(z: Tensor, form: Literal["scale_free", "plain"] = "scale_free") -> Tensor:
-    """L_smooth = E‖z_t − z_{t−1}‖² / E‖z − Ez‖², 2 for white noise; or its numerator alone."""
+def smoothness(z: Tensor, window_frames: int, form: Literal["scale_free", "plain"] = "scale_free") -> Tensor:
+    """L_smooth = E‖z_t − z_{t−1}‖² / E‖z_t − Ez‖² over frames t ≥ W, 2 for white noise; or its numerator alone.
+
+    The frames before W are left out as in `standardise`: an encoder that sees silence before the crop could else win by large
+    latents that die away at the beginning of every crop, which are variance and hardly a step.
+    """
     z = z.float()
-    step = (z[:, 1:] - z[:, :-1]).square().sum(-1).mean()
-    return step if form == "plain" else step / ((z - z.mean((0, 1))).square().sum(-1).mean() + TINY)
+    told = z[:, window_frames:]
+    step = (told - z[:, window_frames - 1 : -1]).square().sum(-1).mean()
+    return step if form == "plain" else step / ((told - told.mean((0, 1))).square().sum(-1).mean() + TINY)
 
 
 def noised(y: Tensor, level: float, generator: torch.Generator) -> Tensor:
@@ -204,7 +209,7 @@ def ar_losses(
     values: dict[str, Tensor] = {}
     shown: dict[str, float] = {}
     if "smooth" in terms:
-        values["smooth"] = smoothness(z, config.smooth_form)
+        values["smooth"] = smoothness(z, config.predictor.window_frames, config.smooth_form)
     if state.predictor is not None:
         latents = standardise(z, state.predictor.window_frames)
         seen = {"pred": latents.y}

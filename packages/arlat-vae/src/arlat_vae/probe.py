@@ -72,7 +72,7 @@ def probe(
             f"The probe needs utterances longer than its window of {width} frames, for training and held out, but the longest have "
             f"{max(map(len, train.z))} and {max(map(len, held_out.z))}. Give longer ones, or a smaller probe.predictor.window_frames."
         )
-    centre, whiten = whitening(train.frames)
+    centre, whiten = whitening(train.frames[rows])
     y, held_y = ((part.frames - centre) @ whiten for part in (train, held_out))
     step = (y[rows] - y[rows - 1]).square().mean(0)
     unit = (step + FLOOR * step.mean() + TINY).sqrt()
@@ -97,7 +97,8 @@ def probe(
 def whitening(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [d] and the map [d d] after which frames [T d] have covariance 1, but for directions of less than a hundredth of the spread.
 
-    A predictor whose law has no correlations would else be charged for those that the marginal knows of.
+    A predictor whose law has no correlations would else be charged for those that the marginal knows of. Frames are those that are
+    predicted: with an utterance's first ones, which may lie far from the rest, the others would be of less than that hundredth.
     """
     mean = z.double().mean(0)
     values, vectors = torch.linalg.eigh((z.double() - mean).T.cov(correction=0).reshape(z.shape[1], z.shape[1]))

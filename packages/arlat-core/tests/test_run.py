@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from arlat_core import registry
-from arlat_core.config import UserError
+from arlat_core.config import Config, UserError
 from arlat_core.files import atomic_write, safe_name
-from arlat_core.run import run_directory
+from arlat_core.run import keep_settings, resumed, run_directory, says_how_to_go_on
 from arlat_core.types import LatentSpec, fingerprint
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +24,47 @@ def test_attempts_count_and_other_settings_are_refused(tmp_path: Path) -> None:
         assert attempt == 2
     with pytest.raises(UserError, match=r"a\.b: was 1, is 2"), run_directory(tmp_path / "r", {"a": {"b": 2}}):
         pass
+
+
+class Settings(Config):
+    """Of a run."""
+
+    out: Path
+    store: Path
+    rate: float = 1.0
+
+
+def test_a_run_and_a_sweep_are_gone_on_with_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("run")
+    for points in ({"": 1.0}, {"rate=0.5": 0.5, "rate=2": 2.0}):
+        keep_settings(out, {name: Settings(out=out, store=Path("s"), rate=rate) for name, rate in points.items()})
+        monkeypatch.chdir("/")
+        found = resumed(Settings, ["--resume", str(tmp_path / "run")])
+        monkeypatch.chdir(tmp_path)
+        expected = {
+            name: Settings(out=tmp_path / "run", store=tmp_path / "s", rate=rate) for name, rate in points.items()
+        }
+        assert found == expected
+    assert resumed(Settings, ["rate=3"]) is None
+    with pytest.raises(UserError, match="takes one run directory and nothing else"):
+        resumed(Settings, ["--resume", "run", "rate=3"])
+    with pytest.raises(UserError, match=r"nowhere is no training to go on with: it has no resolved\.json"):
+        resumed(Settings, ["--resume", "nowhere"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_what_ends_a_run_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: type[BaseException]
+) -> None:
+    with pytest.raises(error), says_how_to_go_on(tmp_path, "arlat vae train"):
+        raise error
+    assert capsys.readouterr().err == ""  # nothing has begun
+    keep_settings(tmp_path, {"": Settings(out=tmp_path, store=Path("s"))})
+    with pytest.raises(error), says_how_to_go_on(tmp_path, "arlat vae train"):
+        raise error
+    told = f"\n{tmp_path} is not finished. Go on with: arlat vae train --resume {tmp_path}\n"
+    assert capsys.readouterr().err == ("" if error is UserError else told)
 
 
 def test_a_second_process_is_refused_at_once(tmp_path: Path) -> None:

@@ -59,7 +59,12 @@ def test_a_grid_goes_past_a_point_that_fails_and_lists_it(ar1: Path, tmp_path: P
     assert "longer utterances" in found["failed"]["steps=58"]
     text = (tmp_path / "sweep" / "table.md").read_text()
     assert "| steps=58 | failed:" in text
-    assert len(list((tmp_path / "sweep" / "points").glob("*/model/model.json"))) == 3
+    models = list((tmp_path / "sweep" / "points").glob("*/model/model.json"))
+    assert len(models) == 3
+    models[0].unlink()
+    assert main(["--resume", str(tmp_path / "sweep")], PROG) == 1
+    assert models[0].is_file()
+    assert (tmp_path / "sweep" / "table.md").read_text() == text
 
 
 CALM = SWEEP.with_name("calm_ablation.toml")

@@ -13,6 +13,7 @@ from arlat_core.testing.codec import example_audio
 from arlat_data.codecs import build_codec
 from arlat_data.store import LatentStore, write_store
 from arlat_vae import inner_train
+from arlat_vae.inner import InnerVAE
 from arlat_vae.inner_train import Config
 from arlat_vae.train_command import main
 
@@ -63,7 +64,7 @@ def test_it_reaches_what_principal_axes_reach(store: LatentStore, tmp_path: Path
     settings = config(store, tmp_path, train=wanted, kl=0.0, law={"kind": "plain"}).model_copy(
         update={"save_every": 125}
     )
-    model = inner_train.train(settings, store)
+    model = inner_train.train(settings, store).average
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     seen = [row for row in rows if row["part"] == "held_out"][-1]
     assert residual(store, 3) < seen["mse"] < 1.3 * residual(store, 3) + 0.02
@@ -91,6 +92,27 @@ def test_a_killed_run_goes_on_to_the_bit(store: LatentStore, tmp_path: Path) -> 
     assert {"mse", "smooth", "pred", "noise", "rollout", "jacobian", "smooth_multiplier"} <= rows[0].keys()
 
 
+def test_a_run_that_meets_nothing_finite_goes_back_to_other_crops(
+    store: LatentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the fifth step on nothing is finite, until training has gone back and draws others."""
+    seen: list[torch.Tensor] = []
+    error = InnerVAE.error
+
+    def broken(model: InnerVAE, latents: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+        if decoded.requires_grad:
+            seen.append(latents)
+        return (torch.nan if 5 <= len(seen) <= 9 else 1.0) * error(model, latents, decoded)
+
+    monkeypatch.setattr(InnerVAE, "error", broken)
+    settings = config(store, tmp_path, train={"steps": 12}).model_copy(update={"save_every": 4})
+    with pytest.warns(UserWarning, match="No finite loss or gradient in 5 steps up to step 9: back to step 4"):
+        trainee = inner_train.train(settings, store)
+    assert (trainee.step, trainee.returns, trainee.skipped, trainee.stuck) == (12, 1, 5, 0)
+    assert len(seen) == 9 + 8
+    assert not any(torch.equal(first, later) for first in seen[:9] for later in seen[9:])
+
+
 def test_losses_without_weight_change_no_bit(store: LatentStore, tmp_path: Path) -> None:
     for name, ar in (("a", {}), ("b", {"noise_level": 0.5, "predictor": {"hidden": 3}})):
         inner_train.train(config(store, tmp_path / name, ar=ar), store)
@@ -105,7 +127,7 @@ def test_l_smooth_makes_slower_latents(store: LatentStore, tmp_path: Path) -> No
         settings = settings.model_copy(update={"save_every": 60, "log_every": 60})
         changed = {"ar": {"smooth": {"weight": weight}}}
         settings = Config.model_validate(settings.model_dump() | changed)
-        model = inner_train.train(settings, store)
+        model = inner_train.train(settings, store).average
         with torch.no_grad():
             z = model.encode(store.load("eval").z.view(6, 40, 16)).mean
         found.append(float(z.diff(dim=1).square().sum(-1).mean() / (z - z.mean((0, 1))).square().sum(-1).mean()))

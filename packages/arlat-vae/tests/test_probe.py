@@ -73,6 +73,14 @@ def test_the_marginal_is_the_full_gaussian() -> None:
     assert float(gaussian_nll(x, x).mean()) == pytest.approx(float(-law.log_prob(x).mean()), abs=0.005)
 
 
+def test_frames_that_are_too_few_for_a_marginal_have_no_information(drawn: Draw) -> None:
+    found = probe(drawn(0.8, 1, 1, 5), drawn(0.8, 4, 2), 12.5, SMALL)
+    assert found["probe.information_rate"].value is None
+    assert found["probe.information"].status == "3 training frames say nothing of the marginal of 3 dimensions"
+    assert found["probe.pred"].status == "ok"
+    assert probe(drawn(0.8, 1, 1, 6), drawn(0.8, 4, 2), 12.5, SMALL)["probe.information"].value is not None
+
+
 def test_utterances_that_are_too_short_are_named(drawn: Draw) -> None:
     short = drawn(0.5, 3, 0, frames=1)
     with pytest.raises(UserError, match="longest have 60 and 1"):

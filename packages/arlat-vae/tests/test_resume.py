@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from arlat_core.config import UserError
 from arlat_core.run import RESOLVED
 from arlat_core.testing.codec import example_audio
-from arlat_vae import checkpoint, model, train, train_command
+from arlat_data.codecs import build_codec
+from arlat_data.store import write_store
+from arlat_vae import checkpoint, inner_command, model, train, train_command
 from arlat_vae.crops import Clips
 from arlat_vae.train_config import Config
 
@@ -66,6 +69,22 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of 12 frames, of two speakers."""
+    path = tmp_path_factory.mktemp("latents") / "store"
+    draw = np.random.default_rng(0)
+    rows = [(f"u{i}", f"s{i}", part, draw.normal(size=(12, 16)), None) for i, part in enumerate(("train", "eval"))]
+    write_store(path, build_codec("pool:4|mel:bins=16").spec, rows, dtype="float32")
+    return path
+
+
+def latents_command(store: Path, out: Path, *more: str) -> list[str]:
+    few = ["train.batch=2", "train.warmup_steps=0", "held_out_crops=2", "data.crop_frames=6", "probe.steps=2", *more]
+    few += ["shape.width=8", "shape.layers=1", "shape.heads=2", "shape.bottleneck.dim=3", "ar.pred.weight=0.1"]
+    return [f"data.latents_dir={store}", "--out", str(out), *few]
+
+
 def command(speech: Path, out: Path, *more: str) -> list[str]:
     few = ["train.batch=1", "train.warmup_steps=0", "held_out_crops=2", "data.crop.frames=2", "probe.steps=2", *more]
     return [f"data.audio_dir={speech}", "--out", str(out), *few]
@@ -93,7 +112,7 @@ def run_killed(arguments: list[str], out: Path, after: int) -> None:
     def show(bar: object, task: object, step: int, planned: int) -> None:
         count()
 
-    train_command.show = show
+    train_command.show = inner_command.show = show
     sys.addaudithook(hook)
     status = 1
     try:
@@ -112,26 +131,39 @@ def forked(arguments: list[str], out: Path, after: int) -> int:
     return child.exitcode
 
 
-@pytest.mark.filterwarnings("ignore:.*fork")
-def test_twenty_kills_at_random_leave_no_trace(speech: Path, tmp_path: Path) -> None:
-    """Most of the moments that are drawn from are those of writing."""
-    settings = [*JUDGED, *WARMED, *STEPS]
+def die_at_random(make: Callable[[Path], list[str]], folder: Path, wanted: int) -> dict[str, bytes]:
+    """Kills runs of the command that `make` gives at random moments, goes on, and compares; what a run leaves.
+
+    Most of the moments that are drawn from are those of writing.
+    """
     torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
-    train_command.main(command(speech, tmp_path / "warm", *settings), "arlat vae train")  # what is imported on use
-    assert forked(command(speech, tmp_path / "whole", *settings), tmp_path / "whole", 0) == 0
-    expected, moments = left(tmp_path / "whole"), int((tmp_path / "moments").read_text())
+    train_command.main(make(folder / "warm"), "arlat vae train")  # what is imported on use
+    assert forked(make(folder / "whole"), folder / "whole", 0) == 0
+    expected, moments = left(folder / "whole"), int((folder / "moments").read_text())
     assert moments > 60
-    assert "samples/000000009/01.png" in expected
     generator, kills, run = np.random.default_rng(0), 0, 0
-    while kills < 20:
-        out = tmp_path / str(run)
-        while status := forked(command(speech, out, *settings), out, int(generator.integers(1, moments))):
+    while kills < wanted:
+        out = folder / str(run)
+        while status := forked(make(out), out, int(generator.integers(1, moments))):
             assert status == -signal.SIGKILL
             kills += 1
         found = left(out)
         assert [name for name in expected if found.get(name) != expected[name]] == []
         run += 1
     assert run >= 2
+    return expected
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_twenty_kills_at_random_leave_no_trace(speech: Path, tmp_path: Path) -> None:
+    expected = die_at_random(lambda out: command(speech, out, *JUDGED, *WARMED, *STEPS), tmp_path, 20)
+    assert "samples/000000009/01.png" in expected
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_kills_of_a_training_on_latents_leave_no_trace(store: Path, tmp_path: Path) -> None:
+    expected = die_at_random(lambda out: latents_command(store, out, *STEPS), tmp_path, 12)
+    assert {"inner/inner.safetensors", "latents/zarr.json", "probe.json"} <= expected.keys()
 
 
 def at(step: int, number: int) -> train.Progress:
@@ -181,3 +213,24 @@ def test_an_unfinished_run_says_how_to_go_on(
     assert [name for name in whole if found.get(name) != whole[name]] == []
     with pytest.raises(UserError, match="takes one run directory and nothing else"):
         train_command.main(["--resume", "run", "seed=1"], prog)
+
+
+def test_a_grid_goes_on_from_its_folder(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM in the first of two points; what is given from elsewhere is found again."""
+    monkeypatch.chdir(store.parent)
+    out, prog, grid = tmp_path / "run", "arlat vae train", latents_command(Path(store.name), tmp_path / "run", *STEPS)
+    show = inner_command.show
+    monkeypatch.setattr(inner_command, "show", lambda bar, task, done, planned: at(3, signal.SIGTERM)(done, planned))
+    with pytest.raises(SystemExit):
+        train_command.main([*grid, "kl=0,0.1"], prog)
+    assert f"{out} is not finished. Go on with: arlat vae train --resume {out}" in capsys.readouterr().err
+    monkeypatch.setattr(inner_command, "show", show)
+    monkeypatch.chdir(tmp_path)
+    assert train_command.main(["--resume", "run"], prog) == 0
+    whole = latents_command(store, tmp_path / "whole", *STEPS, "kl=0,0.1")
+    assert train_command.main(whole, prog) == 0
+    names = [name for name in left(tmp_path / "whole") if name.endswith("inner.safetensors") or name == "table.json"]
+    assert len(names) == 3
+    assert all((out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)

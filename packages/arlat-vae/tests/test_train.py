@@ -13,8 +13,10 @@ from arlat_core.testing.codec import example_audio
 from arlat_core.training_state import load_state
 from arlat_vae import train
 from arlat_vae.crops import Clips
+from arlat_vae.loop import DivergedError
+from arlat_vae.optimiser import learning_rate
 from arlat_vae.record import finite, read_rows
-from arlat_vae.train import learning_rate, update
+from arlat_vae.train import update
 from arlat_vae.train_config import Config, OptimiserConfig
 from pydantic import ValidationError
 from torch import Tensor
@@ -167,7 +169,7 @@ def test_a_run_that_meets_nothing_finite_goes_back_and_then_gives_up(
     settings = config(tmp_path, train={"steps": 50}, loss={"stft": 0.0, "mel": 0.0})
     with (
         pytest.warns(UserWarning, match="back to step 0"),
-        pytest.raises(train.DivergedError, match="5 returns to step 0 did not help"),
+        pytest.raises(DivergedError, match="5 returns to step 0 did not help"),
     ):
         train.train(settings, clips, clips)
     state = load_state(tmp_path / "state")

@@ -111,5 +111,7 @@ def test_what_is_trained_on_is_seen_from_the_arguments(tmp_path: Path) -> None:
     (run / "resolved.json").write_text('{"data": {"latents_dir": "store"}}')
     for arguments in (["data.latents_dir=x"], ["--data.latents-dir", "x"], [str(preset)], ["--resume", str(run)]):
         assert on_latents(arguments), arguments
-    for arguments in (["data.audio_dir=latents_dir"], ["--resume", str(tmp_path)], ["--help"]):
+    for arguments in (["data.audio_dir=latents_dir"], ["--help"]):
         assert not on_latents(arguments), arguments
+    with pytest.raises(UserError, match=r"no resolved\.json"):
+        on_latents(["--resume", str(tmp_path)])

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from arlat_core.files import write_json
 
 T = TypeVar("T", bound=Config)
 RESOLVED = "resolved.json"  # every setting of a run, which `--resume RUN` reads
+POINTS = "points"  # in it, the settings of each point of a sweep
 VERSIONED = (
     "arlat-kernels",
     "arlat-core",
@@ -77,17 +78,57 @@ def run_directory(path: Path, settings: dict[str, Any]) -> Iterator[int]:
         lock.release()
 
 
-def resumed(cls: type[T], arguments: list[str]) -> T | None:
-    """The settings of RUN, with RUN as its `out`, where the arguments are `--resume RUN`; else nothing."""
+def keep_settings(out: Path, points: Mapping[str, Config]) -> None:
+    """Writes every setting of a run, the only point named "", or of a sweep's points by name, for `--resume OUT`; paths become absolute."""
+    kept = {name: absolute(point.model_dump(exclude={"out"})) for name, point in points.items()}
+    settings = kept[""] if list(kept) == [""] else {POINTS: kept}
+    write_json(out / RESOLVED, json.loads(json.dumps(settings, default=str)))
+
+
+def absolute(value: Any) -> Any:
+    """Settings whose paths hold wherever they are read."""
+    if isinstance(value, dict):
+        return {name: absolute(inner) for name, inner in value.items()}
+    return value.expanduser().absolute() if isinstance(value, Path) else value
+
+
+def kept_settings(out: Path) -> dict[str, dict[str, Any]]:
+    """What `keep_settings` wrote: the settings of each point.
+
+    Raises UserError where `out` is no run.
+    """
+    path = out / RESOLVED
+    if not path.is_file():
+        raise UserError(f"{out} is no training to go on with: it has no {RESOLVED}. Give a run directory.")
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    points: dict[str, dict[str, Any]] = settings.get(POINTS, {"": settings})
+    return points
+
+
+def resumed(cls: type[T], arguments: list[str]) -> dict[str, T] | None:
+    """The points of RUN as `parse_sweep` gives them, with RUN as their `out`, where the arguments are `--resume RUN`; else nothing."""
     if arguments[:1] != ["--resume"]:
         return None
     if len(arguments) != 2:
         raise UserError("--resume takes one run directory and nothing else: it goes on with that run's own settings.")
-    path = Path(arguments[1]) / RESOLVED
-    if not path.is_file():
-        raise UserError(f"{arguments[1]} is no training to go on with: it has no {RESOLVED}. Give a run directory.")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return validate(cls, values | {"out": arguments[1]}, str(path))
+    out = Path(arguments[1])
+    return {
+        name: validate(cls, settings | {"out": out}, str(out / RESOLVED))
+        for name, settings in kept_settings(out).items()
+    }
+
+
+@contextlib.contextmanager
+def says_how_to_go_on(out: Path, prog: str, first: bool = True) -> Iterator[None]:
+    """Inside, what ends a run that has begun but for a UserError ends with the command that goes on with it, said by the first process."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException:
+        if first and (out / RESOLVED).is_file():
+            print(f"\n{out} is not finished. Go on with: {prog} --resume {out}", file=sys.stderr)
+        raise
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:

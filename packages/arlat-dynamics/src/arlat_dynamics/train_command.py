@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from arlat_core.config import Config as BaseConfig
 from arlat_core.config import UserError, parse_sweep
 from arlat_core.files import atomic_write, safe_name, write_json
-from arlat_core.run import RESOLVED, manifest, resumed, run_directory
+from arlat_core.run import keep_settings, manifest, resumed, run_directory, says_how_to_go_on
 from pydantic import Field
 
 from arlat_dynamics.noise import NoiseConfig
@@ -81,7 +81,7 @@ def opened(config: Config, store: LatentStore) -> Iterator[None]:
     """Holds the run directory of a training, with its settings and manifest in it."""
     settings = config.training().model_dump(mode="json") | {"store": store.hash}
     with run_directory(config.out, settings):
-        write_json(config.out / RESOLVED, config.model_dump(mode="json"))
+        keep_settings(config.out, {"": config})
         about = manifest(config.seed, settings, {"store": store.hash}, config.device)
         write_json(config.out / "manifest.json", about)
         yield
@@ -214,10 +214,8 @@ def shown(value: Value | None) -> str:
 
 def main(arguments: list[str], prog: str) -> int:
     """Trains one model, or all points of a [grid] and writes OUT/table.md and table.json; returns the exit status."""
-    again = resumed(Config, arguments)
-    points = (
-        {"": again} if again else parse_sweep(Config, arguments, prog, "Trains a dynamics model on its own rollouts.")
-    )
+    described = "Trains a dynamics model on its own rollouts."
+    points = resumed(Config, arguments) or parse_sweep(Config, arguments, prog, described)
     from arlat_core.distributed import ranks
     from arlat_data.store import LatentStore
     from rich.console import Console
@@ -228,11 +226,13 @@ def main(arguments: list[str], prog: str) -> int:
         config.model.settings(store.spec.dim, config.context)
     measured = max(config.measured_steps or config.steps for config in points.values())
     failed: dict[str, str] = {}
-    with ranks(some.device) as here:
+    with ranks(some.device) as here, says_how_to_go_on(some.out, prog, here.first):
         console = Console(stderr=True, quiet=not here.first)
         if list(points) == [""]:
             figures = {"this model": train_one(some, store, console, measured, here)}
         else:
+            if here.first:
+                keep_settings(some.out, points)
             figures, failed = train_grid(with_baselines(points), store, console, measured, here)
     if not here.first:
         return 1 if failed else 0

@@ -12,7 +12,7 @@ import torch
 from arlat_core.config import UserError
 from arlat_core.distributed import Ranks
 from arlat_core.files import write_json
-from arlat_core.run import RESOLVED, manifest, run_directory
+from arlat_core.run import keep_settings, manifest, run_directory
 from arlat_core.types import Value
 from arlat_data.splits import SPLITS
 from arlat_data.store import LatentStore, write_store
@@ -62,12 +62,12 @@ def train_one(bar: Bar, config: Config, shared: Path) -> Judged:
     folder, latents = config.out / "inner", config.out / "latents"
     with run_directory(config.out, settings):
         if not checkpoint.exists(folder, "inner"):
-            write_json(config.out / RESOLVED, config.model_dump(mode="json"))
+            keep_settings(config.out, {"": config})
             write_json(
                 config.out / "manifest.json", manifest(config.seed, settings, {"store": store.hash}, config.device)
             )
             task = bar.add_task("training", total=config.train.steps)
-            model = train(config, store, partial(show, bar, task))
+            model = train(config, store, partial(show, bar, task)).average
             bar.update(task, description="probing")
             figures = judge(model, store, config)
             write_json(config.out / PROBED, {name: value.model_dump(mode="json") for name, value in figures.items()})

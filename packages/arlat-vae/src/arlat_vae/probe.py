@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from arlat_core.config import Config as BaseConfig
@@ -86,12 +87,17 @@ def probe(
     who = [held_out.speakers[index] for index in held_utterance.tolist()], held_utterance.numpy()
     dim = y.shape[1]
     floor = float(reversion.mean()) / dim
-    return {
+    found = {
         "probe.pred": make_value(nll / dim, *who, unit="nats per dimension", floor=floor),
         "probe.information": make_value(information, *who, unit="nats per frame", floor=0.0),
         "probe.information_rate": make_value(information * (frame_rate / math.log(2)), *who, unit="bit/s", floor=0.0),
         "probe.smooth": make_value(moved, *who, denominator=spread, floor=2.0),
     }
+    if len(rows) <= dim:  # a Gaussian of so few frames has no density: whatever is held against it is won
+        none: dict[str, Any] = dict.fromkeys(("value", "low", "high", "median", "trimmed_mean"))
+        none["status"] = f"{len(rows)} training frames say nothing of the marginal of {dim} dimensions"
+        found |= {key: found[key].model_copy(update=none) for key in ("probe.information", "probe.information_rate")}
+    return found
 
 
 def whitening(z: Tensor) -> tuple[Tensor, Tensor]:

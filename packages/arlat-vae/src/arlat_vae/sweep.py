@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 from arlat_core.config import UserError, parse_sweep
 from arlat_core.distributed import Ranks, ranks
 from arlat_core.files import atomic_write, safe_name, write_json
-from arlat_core.run import resumed
+from arlat_core.run import keep_settings, resumed, says_how_to_go_on
 from arlat_core.types import Value
 from rich.console import Console
 from rich.progress import Progress as Bar
@@ -33,30 +32,23 @@ def run(
     cls: type[C], make: Callable[[Bar, Ranks], One[C]], name: str, arguments: list[str], prog: str, description: str
 ) -> int:
     """Parses one configuration or a sweep and trains OUT/`name` by what `make` gives; returns the exit status."""
-    again = resumed(cls, arguments)
-    points = {"": again} if again else parse_sweep(cls, arguments, prog, description)
+    points = resumed(cls, arguments) or parse_sweep(cls, arguments, prog, description)
+    some = next(iter(points.values()))
     with (
-        ranks(next(iter(points.values())).device) as here,
+        ranks(some.device) as here,
+        says_how_to_go_on(some.out, prog, here.first),
         Bar(console=Console(stderr=True, quiet=not here.first)) as bar,
     ):
         one = make(bar, here)
         if list(points) != [""]:
             return train_grid(points, one, bar.console, here)
-        config = points[""]
-        done = " is finished already" if checkpoint.exists(config.out / name, name) else ""
-        try:
-            figures, rows = one(config, config.out)
-        except UserError:
-            raise
-        except BaseException:
-            if here.first and (config.out / "state").is_dir():
-                print(f"\n{config.out} is not finished. Go on with: {prog} --resume {config.out}", file=sys.stderr)
-            raise
+        done = " is finished already" if checkpoint.exists(some.out / name, name) else ""
+        figures, rows = one(some, some.out)
     if not here.first:
         return 0
     first, last = rows[0], rows[-1]
     print(
-        f"{config.out / name}{done}: on held-out speakers {summary(first)} at step {first['step']}, {summary(last)} at the end; "
+        f"{some.out / name}{done}: on held-out speakers {summary(first)} at step {first['step']}, {summary(last)} at the end; "
         f"a predictor from scratch finds {shown(figures['probe.information_rate'])} bit/s."
     )
     return 0
@@ -79,6 +71,8 @@ def train_grid(points: dict[str, C], one: One[C], console: Console, here: Ranks)
     found: dict[str, tuple[dict[str, Value], dict[str, Any]]] = {}
     failed: dict[str, str] = {}
     out = next(iter(points.values())).out
+    if here.first:
+        keep_settings(out, points)
     for name, config in points.items():
         console.print(name)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ import torch
 from arlat_core.config import read_preset, split_arguments
 from arlat_core.distributed import Ranks
 from arlat_core.files import write_json
-from arlat_core.run import RESOLVED, manifest, run_directory
+from arlat_core.run import keep_settings, kept_settings, manifest, run_directory
 from arlat_data.corpus import Corpus, Utterance, scan
 from arlat_data.splits import SPLITS
 from rich.progress import Progress as Bar
@@ -114,8 +113,7 @@ def opened(speech: Speech, config: Config, shared: Path) -> Iterator[None]:
     settings = config.model_dump(mode="json", exclude={"out": True, "data": {"audio_dir"}}) | {"corpus": corpus.hash}
     with run_directory(config.out, settings):
         if not checkpoint.exists(config.out / "vae"):
-            data = config.data.model_copy(update={"audio_dir": config.data.audio_dir.expanduser().absolute()})
-            write_json(config.out / RESOLVED, config.model_copy(update={"data": data}).model_dump(mode="json"))
+            keep_settings(config.out, {"": config})
             about = manifest(config.seed, settings, {"corpus": corpus.hash}, config.device)
             write_json(config.out / "manifest.json", about)
             speech.read(config, shared / "audio")
@@ -131,12 +129,10 @@ def judge(model: VAE, parts: dict[str, Clips], corpus: Corpus, config: Config) -
 
 def on_latents(arguments: list[str]) -> bool:
     """Whether the arguments, a preset among them, or the run that they resume, name a latent store (data.latents_dir)."""
-    data: list[dict[str, Any]] = []
-    if arguments[:1] == ["--resume"]:
-        path = Path(arguments[-1]) / RESOLVED
-        data = [json.loads(path.read_text(encoding="utf-8"))["data"]] if path.is_file() else []
+    if arguments[:1] == ["--resume"] and len(arguments) == 2:
+        return any("latents_dir" in settings["data"] for settings in kept_settings(Path(arguments[-1])).values())
     presets, flags = split_arguments(arguments, Config.model_fields)
-    data += [read_preset(path)[0].get("data", {}) for path in presets]
+    data: list[dict[str, Any]] = [read_preset(path)[0].get("data", {}) for path in presets]
     return any("latents_dir" in table for table in data) or any(STORE_FLAG.match(flag) for flag in flags)
 
 

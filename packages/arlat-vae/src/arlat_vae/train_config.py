@@ -104,53 +104,63 @@ class OptimiserConfig(BaseConfig):
     """Decay of the moving average of the weights, which is what is kept; less in the first steps."""
 
 
-class Config(BaseConfig):
+class TrainingConfig(BaseConfig):
+    """Settings that every VAE's training has."""
+
+    out: Path
+    """Run directory: the same command goes on with a killed run there."""
+    ar: ARConfig = ARConfig()
+    """Losses that make latents easy to predict, as `ar.pred.weight=0.1`."""
+    train: OptimiserConfig = OptimiserConfig()
+    """The optimiser."""
+    log_every: int = Field(default=10, gt=0)
+    """Steps between two rows of metrics.jsonl."""
+    save_every: int = Field(default=200, gt=0)
+    """Steps between two states on disk, and between two looks at held-out speakers."""
+    held_out_crops: int = Field(default=16, gt=1)
+    """Crops of held-out speakers that are looked at."""
+    probe: ProbeConfig = ProbeConfig()
+    """The judge of the finished latents."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the split, the weights, the crops and the noise."""
+    device: str = "cpu"
+    """Where to train; under torchrun each process takes the GPU of its rank."""
+
+
+def require_reach(ar: ARConfig, frames: int, key: str) -> None:
+    """Raises ValueError where crops of `frames` frames, set by `key`, are too short for the AR losses."""
+    if frames < ar.frames():
+        raise ValueError(
+            f"the AR losses need crops of {ar.frames()} frames (the predictor's window and what follows it), but {key} is {frames}; "
+            "give longer crops, or a smaller ar.predictor.window_frames"
+        )
+
+
+class Config(TrainingConfig):
     """Settings of `arlat vae train`."""
 
     data: Data
     """What to train on."""
-    out: Path
-    """Run directory: the same command goes on with a killed run there."""
     size: Literal["tiny", "small", "base"] = "tiny"
     """tiny (0.4 M weights) for a CPU, small (11 M), base (98 M)."""
     bottleneck: BottleneckConfig = BottleneckConfig()
     """The law of a latent frame."""
     loss: LossConfig = LossConfig()
     """Weights of the losses."""
-    ar: ARConfig = ARConfig()
-    """Losses that make latents easy to predict, as `ar.pred.weight=0.1`."""
     judge: JudgeConfig = JudgeConfig()
     """Shape of the discriminator, where `loss.adversarial` or `loss.feature` is above 0."""
     teacher: TeacherConfig = TeacherConfig()
     """Whose features the latents should tell of, where `loss.distill` is above 0."""
-    train: OptimiserConfig = OptimiserConfig()
-    """The optimiser."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the model computes in; losses and weights stay float32."""
-    log_every: int = Field(default=10, gt=0)
-    """Steps between two rows of metrics.jsonl."""
-    save_every: int = Field(default=200, gt=0)
-    """Steps between two states on disk, and between two looks at held-out speakers."""
     compile: bool = False
     """Whether torch.compile makes one program of the model."""
-    held_out_crops: int = Field(default=16, gt=1)
-    """Crops of held-out speakers that are looked at."""
     sample_crops: int = Field(default=4, ge=0)
-    """The first of them that are written as audio and pictures at every look."""
-    probe: ProbeConfig = ProbeConfig()
-    """The judge of the finished latents."""
+    """The first of the held-out crops that are written as audio and pictures at every look."""
     probe_utterances: int = Field(default=200, gt=0)
     """Utterances at most, of training and of held-out speakers, that the probe is given, evenly spaced."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the split, the weights, the crops and the noise."""
-    device: str = "cpu"
-    """Where to train; under torchrun each process takes the GPU of its rank."""
 
     @model_validator(mode="after")
     def _reaches(self) -> Self:
-        if self.data.crop.frames < self.ar.frames():
-            raise ValueError(
-                f"the AR losses need crops of {self.ar.frames()} frames (the predictor's window and what follows it), but "
-                f"data.crop.frames is {self.data.crop.frames}; give longer crops, or a smaller ar.predictor.window_frames"
-            )
+        require_reach(self.ar, self.data.crop.frames, "data.crop.frames")
         return self

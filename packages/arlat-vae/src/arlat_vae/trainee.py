@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from arlat_core.distributed import Ranks
@@ -13,21 +14,24 @@ from torch import Tensor
 from arlat_vae.ar_losses import ARState
 from arlat_vae.balancer import Norms
 from arlat_vae.discriminator import Discriminator
+from arlat_vae.inner import InnerVAE
 from arlat_vae.model import VAE
 from arlat_vae.steering import Multipliers
 from arlat_vae.teacher import Teacher
 
+Model = TypeVar("Model", VAE, InnerVAE)
+
 
 @dataclass
-class Trainee:
+class Trainee(Generic[Model]):
     """The models, their optimisers, and what else goes from step to step; `average` is the moving average of `model`.
 
-    Counted are steps that were `skipped` for want of a finite gradient, those of them `in_a_row` now, the `returns` to an
+    `reconstruct` is what `optimiser` trains: the model, and where it is of speech what wraps it for one step. Counted are steps that were `skipped` for want of a finite gradient, those of them `in_a_row` now, the `returns` to an
     earlier state that many in a row led to, and the returns that are `stuck` at the newest state.
     """
 
-    model: VAE
-    average: VAE
+    model: Model
+    average: Model
     optimiser: torch.optim.Optimizer
     here: Ranks
     reconstruct: torch.nn.Module
@@ -56,7 +60,7 @@ class Trainee:
         return {"optimiser": self.optimiser, **judge, **self.ar.optimisers()}
 
 
-def save(trainee: Trainee, folder: Path) -> None:
+def save(trainee: Trainee[Model], folder: Path) -> None:
     """Writes the state after `trainee.step` steps, by the first process; the newest two are kept."""
     if not trainee.here.first:
         return
@@ -76,7 +80,7 @@ def save(trainee: Trainee, folder: Path) -> None:
     save_state(folder, trainee.step, tensors, about)
 
 
-def load(trainee: Trainee, folder: Path) -> tuple[bool, list[str]]:
+def load(trainee: Trainee[Model], folder: Path) -> tuple[bool, list[str]]:
     """Makes `trainee` what it was at the newest whole state of `folder`; returns whether there is one, and notes on broken ones."""
     state = load_state(folder)
     if state is None or not state.tensors:

@@ -142,8 +142,9 @@ def bench(session: nox.Session) -> None:
 @nox.session(name="bench-gpu", venv_backend="none")
 def bench_gpu(session: nox.Session) -> None:
     """The benchmarks that need a CUDA device, or those named after `--`; rows go to benchmarks/results/."""
-    for script in session.posargs or ("ops", "rollout", "sampling"):
-        session.run("python", f"benchmarks/{script}.py")
+    small = ["--size", "small", "--batch", "32", "--device", "cuda", "--precision", "bfloat16"]
+    for script in session.posargs or ("ops", "rollout", "sampling", "vae"):
+        session.run("python", f"benchmarks/{script}.py", *(small if script == "vae" else []))
 
 
 @nox.session(venv_backend="none")

@@ -45,8 +45,9 @@ def bare_loop(model: VAE, clips: Clips, config: Config, count: int) -> None:
     for step in range(count):
         draws = [counter(0, step, "crops", row) for row in range(config.train.batch)]
         audio = crops(clips, samples, config.data.crop, draws).to(config.device)
-        law = model.encode(audio)
-        decoded = model.decode(law.draw(torch.randn_like(law.mean)))
+        with torch.autocast(audio.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            law = model.encode(audio)
+            decoded = model.decode(law.draw(torch.randn_like(law.mean))).float()
         loss = torch.stack([part(audio, decoded) for part in losses.values()]).sum() + config.loss.kl * law.kl().mean()
         optimiser.zero_grad()
         loss.backward()

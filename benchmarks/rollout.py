@@ -3,8 +3,8 @@
 `python benchmarks/rollout.py [--dim 32 …] [--hidden 256 …] [--steps 16 …]`: D × H × K × rows (4096, and one full wave). Every shape
 is first checked against float64 at small size; what is wrong is not timed. Rivals take turns in one process, all with bfloat16
 operands. Rows (p20/p50/p80, TFLOP/s, share of the matrix products' rate measured first, peak memory, device, versions) are
-appended to benchmarks/results/rollout.jsonl. Without a CUDA device the modelled numbers of docs/kernels.md are printed, marked
-as modelled, and nothing is written.
+appended to benchmarks/results/rollout.jsonl; that of the fused rollout says beside its ratios what they should be on an H100. Without
+a CUDA device the modelled numbers of docs/kernels.md are printed, marked as modelled, with these goals, and nothing is written.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Device:
 DEVICES = (Device("A100", 108, 312e12, 2.0e12), Device("H100", 132, 790e12, 3.0e12))
 MODELLED = ((32, 256), (64, 256), (64, 512), (128, 256), (128, 512))
 MODELLED_STEPS, MODELLED_ROWS = 16, 13_824
+GOALS_FOR = "H100"
 
 
 def operations(shape: Shape, recomputed: bool) -> float:
@@ -84,6 +85,13 @@ def traffic(shape: Shape) -> float:
 def wave(processors: int, dim: int) -> int:
     """Rows that fill a device once: two programs to a multiprocessor, one where the stream is 128 wide or wider."""
     return processors * TILE_ROWS * (2 if dim < 128 else 1)
+
+
+def goals(dim: int, hidden: int) -> dict[str, float]:
+    """How many times as fast as each rival the fused rollout should be on an H100; nothing for shapes of which nothing is asked."""
+    if dim > 128 or hidden > 512:
+        return {}
+    return {"eager": 12.0, "compile+graph": 2.0} if dim <= 64 else {"eager": 5.0, "compile+graph": 1.3}
 
 
 def modelled() -> list[dict[str, float | str]]:
@@ -109,6 +117,10 @@ def print_modelled() -> None:
     print(
         f"modelled: eager, {LAUNCHES} launches of {LAUNCH_SECONDS * 1e6:.0f} µs: {1e3 * LAUNCHES * LAUNCH_SECONDS:.0f} ms"
     )
+    for dim, hidden in itertools.product(DIMS, HIDDEN):
+        wanted = ", ".join(f"{times:g} × {rival}" for rival, times in goals(dim, hidden).items())
+        if wanted:
+            print(f"goal: {GOALS_FOR} D={dim} H={hidden}: at least {wanted}; not measured here")
 
 
 def make(shape: Shape, device: str) -> tuple[ResidualMLP, Tensor]:
@@ -260,9 +272,19 @@ def measure(shape: Shape, ceiling: float) -> list[dict[str, Any]]:
         for name, run in runs.items():
             times[name].append(timed(run))
     about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceiling_tflops": ceiling / 1e12}
-    return [
+    rows = [
         row(shape, name, times.get(name), peak, ceiling, times.get("eager")) | about for name, peak in peaks.items()
     ]
+    return [each | (beside_goals(shape, times) if each["implementation"] == "fused" else {}) for each in rows]
+
+
+def beside_goals(shape: Shape, times: dict[str, list[float]]) -> dict[str, Any]:
+    """How many times as fast as each rival with a goal the fused rollout was, and whether that is enough."""
+    wanted = goals(shape.dim, shape.hidden)
+    middle = {name: float(torch.tensor(each).median()) for name, each in times.items()}
+    ratios = {name: middle[name] / middle["fused"] for name in wanted if {name, "fused"} <= middle.keys()}
+    met = {name: ratio >= wanted[name] for name, ratio in ratios.items()}
+    return {"goals": wanted, "goals_for": GOALS_FOR, "ratios": ratios, "goals_met": met}
 
 
 def row(

@@ -77,6 +77,18 @@ def test_a_row_says_what_was_done_and_what_did_not_fit(bench: ModuleType) -> Non
     assert bench.row(shape, "eager", None, None, 100e12, None)["status"] == "out of memory"
 
 
+def test_the_goals_stand_beside_what_was_reached(bench: ModuleType) -> None:
+    assert [bench.goals(*sizes) for sizes in ((64, 1024), (512, 256))] == [{}, {}]
+    times = {"eager": [24.0, 36.0, 30.0], "compile+graph": [3.0], "graph": [9.0], "fused": [2.0, 2.0, 8.0]}
+    found = bench.beside_goals(bench.Shape(64, 512, 16, 4096), times)
+    assert found["goals"] == {"eager": 12.0, "compile+graph": 2.0}
+    assert found["ratios"] == {"eager": 15.0, "compile+graph": 1.5}
+    assert found["goals_met"] == {"eager": True, "compile+graph": False}
+    without = bench.beside_goals(bench.Shape(128, 256, 16, 4096), {"fused": [1.0], "compile+graph": [1.5]})
+    assert without["ratios"] == {"compile+graph": 1.5}  # the eager way did not fit into memory
+    assert without["goals_met"] == {"compile+graph": True}
+
+
 def test_without_a_device_numbers_are_marked_as_modelled_and_no_row_is_written(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +97,7 @@ def test_without_a_device_numbers_are_marked_as_modelled_and_no_row_is_written(
     assert bench.main([]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert "nothing is measured" in first
-    assert len(lines) == 12
-    assert all(line.startswith("modelled: ") for line in lines)
+    assert [line.split(" ")[0] for line in lines] == ["modelled:"] * 12 + ["goal:"] * 6  # not H = 1024, not D = 512
+    assert lines[12] == "goal: H100 D=32 H=256: at least 12 × eager, 2 × compile+graph; not measured here"
+    assert lines[-1] == "goal: H100 D=128 H=512: at least 5 × eager, 1.3 × compile+graph; not measured here"
     assert not (tmp_path / "rollout.jsonl").exists()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import pathlib
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from arlat_kernels import aot
+from arlat_kernels.residual_block import ACTIVATIONS
 
 if why := aot.obstacle():
     pytest.skip(f"{why}; run by nox -s aot", allow_module_level=True)
@@ -83,8 +85,6 @@ def test_spills_in_loops_of_products_are_told_from_others() -> None:
 
 
 def test_the_rollout_has_no_loop_of_products_that_spills_and_does_where_its_tile_is_too_large() -> None:
-    from dataclasses import replace
-
     (build,) = [each for each in aot.shipped() if each.name == "residual_rollout/blocks/d64_s64_bf16"]
     assert aot.compile_build(build, 80)["product_spills"] == 0
     usage = aot.compile_build(replace(build, constants={**build.constants, "ROWS": 128}), 80)
@@ -92,9 +92,36 @@ def test_the_rollout_has_no_loop_of_products_that_spills_and_does_where_its_tile
     assert any("product_spills" in line or "spills" in line for line in aot.faults({"builds": {"x/sm_80": usage}}))
 
 
-def test_the_rollout_compiles_where_sizes_of_one_become_constants() -> None:
-    from dataclasses import replace
+@pytest.mark.parametrize("architecture", aot.ARCHITECTURES)
+def test_a_sweep_that_reads_its_tiles_again_spills_nowhere_in_its_chunks(architecture: int) -> None:
+    """There the loop over chunks of units has a product of its own around the two that read, which are the innermost loops."""
+    (build,) = [each for each in aot.shipped() if each.name == "residual_rollout/sweep/d128_s128_fp32"]
+    loops = aot.product_loops(aot.machine_code(aot.compile_kernel(build, architecture).asm["cubin"])[1])
+    innermost = [loop for loop in loops if not any(loop.holds(other) for other in loops)]
+    around = [loop for loop in loops if sum(loop.holds(other) for other in innermost) == 2]
+    chunks = min(around, key=lambda loop: loop.end - loop.start)
+    assert chunks.products > sum(loop.products for loop in innermost if chunks.holds(loop)) > 0
+    assert chunks.spills == 0
+    assert build.constants["REREAD"]
+    kept = aot.compile_build(replace(build, constants={**build.constants, "REREAD": False}), architecture)
+    assert kept["product_spills"] > 0  # what it is for
 
+
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "silu"])
+def test_no_other_activation_spills_in_a_loop_of_products(activation: str) -> None:
+    """The baseline is of silu; here are the widest builds that have another, whose registers are the fullest."""
+    shipped = [each for each in aot.shipped() if "/d128_s128_" in each.name]
+    widest = [each for each in shipped if each.constants.get("ACTIVATION") == "silu"]
+    assert len(widest) == 12
+    for build in widest:
+        constants = {**build.constants, "ACTIVATION": activation}
+        used = {
+            f"{build.name}/sm_{each}": aot.compile_build(replace(build, constants=constants), each) for each in (80, 90)
+        }
+        assert aot.faults({"builds": used}) == []
+
+
+def test_the_rollout_compiles_where_sizes_of_one_become_constants() -> None:
     sizes = {"B", "J", "K", "W", "L", "N", "tiles"}
     for build in [each for each in aot.shipped() if each.name.endswith("/d32_s32_fp32")]:
         ones = {name: 1 for name in build.kernel.arg_names if name in sizes}

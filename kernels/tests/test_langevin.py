@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("case", "operands", "words"),
-    [({"s": 128}, "float32", "stream is 128 wide"), ({"d": 64}, "bfloat16", "have 64 dimensions"), ({"h": 96}, "bfloat16", "blocks 96")],
+    [({"s": 512}, "float32", "stream is 512 wide"), ({"d": 64}, "bfloat16", "have 64 dimensions"), ({"h": 96}, "bfloat16", "blocks 96")],
 )  # fmt: skip
 def test_the_twin_says_which_shape_goes_the_other_way(case: dict[str, int], operands: str, words: str) -> None:
     inputs = langevin_op.make_inputs(**{**SMALL, **case}, generator=torch.Generator().manual_seed(0))

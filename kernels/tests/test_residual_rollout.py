@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_named() -> None:
 @pytest.mark.parametrize(
     ("case", "operands", "words"),
     [
-        ({"s": 128}, "float32", "stream is 128 wide"),
+        ({"s": 512}, "float32", "stream is 512 wide"),
         ({"d": 64}, "bfloat16", "frames have 64 dimensions"),
         ({"d": 24}, "bfloat16", "frames have 24 dimensions"),
         ({"h": 96}, "bfloat16", "blocks 96 units"),

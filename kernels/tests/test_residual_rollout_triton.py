@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from arlat_kernels import ResidualWeights, residual_rollout, residual_rollout_op
+from arlat_kernels.op import TwinUnavailableError
+from arlat_kernels.residual_block import ACTIVATIONS
 from arlat_kernels.testing import convert, evaluate
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def distances(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, 
         {"k": 64, "b": 2, "w": 1},
         {"b": 16},
         {"b": 33, "m": 2, "d": 32, "s": 64},
-        {"d": 64, "s": 128, "h": 128, "layers": 3},
+        {"d": 64, "s": 128, "h": 192, "layers": 3},
         {"d": 128, "s": 128, "w": 3},
     ],
     ids=str,
@@ -56,6 +58,32 @@ def test_value_and_every_gradient_are_the_references_in_float64(case: dict[str, 
     given = made(**case)
     got, expected = (evaluate(residual_rollout_op.implementation(name), given, 0) for name in ("triton", "reference"))
     assert max(distances(got, expected).values()) < 1e-10
+
+
+@pytest.mark.parametrize("operands", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("d", "s"), [(32, 32), (32, 128), (64, 128), (128, 128)])
+def test_every_width_is_the_twins_in_both_operands(
+    d: int, s: int, operands: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARLAT_KERNELS", "triton")  # refuses what the twin cannot run
+    assert residual_rollout_op.pick(*made(torch.float32, d=d, s=s).values(), operands=operands) == "triton"
+    with pytest.raises(TwinUnavailableError, match="its stream is 256 wide"):
+        residual_rollout_op.pick(*made(torch.float32, d=d, s=256).values(), operands=operands)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_of_the_block_is_the_kernels(activation: str) -> None:
+    given, settings = made(), {"activation": activation}
+    got, expected = (
+        evaluate(residual_rollout_op.implementation(name), given, 0, settings) for name in ("triton", "reference")
+    )
+    assert max(distances(got, expected).values()) < 1e-10
+
+
+def test_an_activation_that_the_kernel_lacks_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ACTIVATIONS, "absolute", torch.abs)
+    with pytest.raises(triton.runtime.errors.InterpreterError, match="AssertionError"):
+        residual_rollout_op.implementation("triton")(*made().values(), activation="absolute")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from arlat_kernels.build import Build
 from arlat_kernels.op import triton_mode
@@ -71,11 +71,7 @@ def compile_kernel(build: Build, architecture: int) -> Any:
 def read_cubin(cubin: bytes) -> Usage:
     """`registers`, `stack` (bytes), `spills` (local loads and stores in the code) and `product_spills` (those in a loop of
     matrix products)."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = cuobjdump("-res-usage", str(path))
-        code = cuobjdump("-sass", str(path))
+    usage, code = machine_code(cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump says nothing about registers:\n{usage}")
@@ -87,18 +83,44 @@ def read_cubin(cubin: bytes) -> Usage:
     }
 
 
-def product_spills(code: str) -> int:
-    """Spills in the innermost loops of a disassembly that hold matrix products; a loop ends in a branch to before it."""
+def machine_code(cubin: bytes) -> tuple[str, str]:
+    """What it uses, in cuobjdump's words, and its disassembly."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        return cuobjdump("-res-usage", str(path)), cuobjdump("-sass", str(path))
+
+
+class Loop(NamedTuple):
+    """A loop of machine code from its first address to its last, and how many products and spills it holds."""
+
+    start: int
+    end: int
+    products: int
+    spills: int
+
+    def holds(self, other: Loop) -> bool:
+        """Whether the other is inside of it."""
+        return self.start <= other.start and other.end <= self.end and self != other
+
+
+def product_loops(code: str) -> list[Loop]:
+    """The loops of a disassembly that hold matrix products, in other loops or not; a loop ends in a branch to before it."""
     found = [(int(address, 16), text) for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/ +([^;]+);", code)]
     ends = ((re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text), address) for address, text in found)
-    loops = [(int(match[1], 16), address) for match, address in ends if match and int(match[1], 16) <= address]
-    total = 0
-    for start, end in loops:
-        inner = any(start <= a and b <= end and (a, b) != (start, end) for a, b in loops)
+    loops = []
+    for start, end in [(int(match[1], 16), address) for match, address in ends if match]:
         body = [text for address, text in found if start <= address <= end]
-        if not inner and any(PRODUCT.search(text) for text in body):
-            total += sum(bool(SPILL.search(text)) for text in body)
-    return total
+        products, spills = (sum(bool(kind.search(text)) for text in body) for kind in (PRODUCT, SPILL))
+        if products:
+            loops.append(Loop(start, end, products, spills))
+    return loops
+
+
+def product_spills(code: str) -> int:
+    """Spills in the innermost loops of matrix products."""
+    loops = product_loops(code)
+    return sum(loop.spills for loop in loops if not any(loop.holds(other) for other in loops))
 
 
 def cuobjdump(*arguments: str) -> str:

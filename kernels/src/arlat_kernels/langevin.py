@@ -15,7 +15,6 @@ from arlat_kernels.build import Build
 from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
 from arlat_kernels.philox import normals
 from arlat_kernels.residual_block import (
-    OPERANDS,
     TRITON_DTYPES,
     check_block_options,
     narrowed,
@@ -231,6 +230,7 @@ CASES: tuple[Case, ...] = (
     {"m": 1, "b": 5, "j": 2, "d": 32, "s": 32, "h": 64, "layers": 1, "seeded": True},
     {"m": 2, "b": 19, "j": 4, "d": 32, "s": 64, "h": 64, "layers": 2, "seeded": True, "activation": "relu2"},
     {"m": 2, "b": 7, "j": 5, "d": 64, "s": 64, "h": 128, "layers": 1},
+    {"m": 1, "b": 17, "j": 2, "d": 128, "s": 128, "h": 64, "layers": 1},
     {"m": 1, "b": 0, "j": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
 )
 
@@ -248,10 +248,10 @@ def _triton_builds() -> tuple[Build, ...]:
 
 
 def _triton_obstacle(
-    z: Tensor, noise: Tensor, context: Tensor, level: Tensor, moves: Tensor, *weights: Tensor, **options: Any
+    z: Tensor, noise: Tensor, context: Tensor, level: Tensor, moves: Tensor, *weights: Tensor, **_: Any
 ) -> str | None:
-    net, operands = ScoreWeights(*weights), options.get("operands", OPERANDS[0])
-    if why := size_obstacle(z.shape[-1], net.enter.shape[-2], net.up.shape[-2], operands):
+    net = ScoreWeights(*weights)
+    if why := size_obstacle(z.shape[-1], net.enter.shape[-2], net.up.shape[-2]):
         return why
     if noise.device != z.device:
         return f"z is on {z.device} and noise is on {noise.device}."

@@ -57,7 +57,7 @@ def langevin_kernel(
     STREAM: tl.constexpr,
     HALF_PI: tl.constexpr,
     TERMS: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     ACC: tl.constexpr,
     OPERANDS: tl.constexpr,
     EMULATE: tl.constexpr,
@@ -110,7 +110,7 @@ def langevin_kernel(
         for layer in range(L):
             n = rounded(x * inverse_root_mean_square(x, S)[:, None], OPERANDS, EMULATE)
             x = add_block(
-                x, n, up_ptr, up_bias_ptr, down_ptr, down_bias_ptr, layer, S, H, CHUNK, SILU, ACC, OPERANDS, EMULATE, FAST,
+                x, n, up_ptr, up_bias_ptr, down_ptr, down_bias_ptr, layer, S, H, CHUNK, ACTIVATION, ACC, OPERANDS, EMULATE, FAST,
                 PRECISION, STAGES,
             )  # fmt: skip
         n = rounded(x * inverse_root_mean_square(x, S)[:, None], OPERANDS, EMULATE)
@@ -189,8 +189,8 @@ def langevin_triton(*inputs: Tensor, activation: str = "silu", operands: str = "
 
 STRIDES = frozenset({"noise_model", "context_model", "context_row"})
 MULTIPLIED = frozenset({"enter_ptr", "up_ptr", "down_ptr", "head_ptr"})
-# Bytes that a thread may spill where there are no products, by the width of the stream.
-STACK = {32: 16, 64: 64, 128: 320}
+# Bytes that a thread may spill where there are no products, by operands and the width of the stream.
+STACK = {"bfloat16": {32: 16, 64: 64, 128: 320}, "float32": {32: 32, 64: 32, 128: 128}}
 
 
 def builds() -> tuple[Build, ...]:
@@ -202,7 +202,7 @@ def builds() -> tuple[Build, ...]:
         for stream in WIDTHS
         for dim in WIDTHS
         for seeded in (False, True)
-        if fits(dim, stream, operands) and (dim == stream or not seeded)
+        if fits(dim, stream) and (dim == stream or not seeded)
     )
 
 
@@ -221,5 +221,5 @@ def build_of(dim: int, stream: int, operands: str, seeded: bool) -> Build:
         types={name: special.get(name, "*fp32") for name in names},
         aligned=False,
         warps=sizes["num_warps"],
-        stack=STACK[stream] if operands == "bfloat16" else 32,
+        stack=STACK[operands][stream],
     )

@@ -12,7 +12,7 @@ NORM_EPSILON = 1e-6  # beside the mean square in every norm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "relu2": lambda x: relu(x).square()}
 OPERANDS = ("float32", "bfloat16")
-WIDTHS = (32, 64, 128)  # of streams and frames that the Triton twins hold on chip; float32 fills it before the last
+WIDTHS = (32, 64, 128)  # of streams and frames that the Triton twins hold on chip
 HIDDEN_MULTIPLE = 64
 TRITON_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 
@@ -46,18 +46,17 @@ def check_block_options(activation: str, operands: str) -> None:
         raise ValueError(f"There are no operands {operands!r}. Known: {', '.join(OPERANDS)}.")
 
 
-def fits(dim: int, stream: int, operands: str) -> bool:
+def fits(dim: int, stream: int) -> bool:
     """Whether a stream of this width, for frames of `dim` dimensions, stays on chip."""
-    widths = WIDTHS if operands == "bfloat16" else WIDTHS[:-1]
-    return dim in widths and stream in widths and dim <= stream
+    return dim in WIDTHS and stream in WIDTHS and dim <= stream
 
 
-def size_obstacle(dim: int, stream: int, hidden: int, operands: str) -> str | None:
+def size_obstacle(dim: int, stream: int, hidden: int) -> str | None:
     """Why a Triton twin cannot hold a net of these sizes on chip, or None."""
-    if fits(dim, stream, operands) and hidden % HIDDEN_MULTIPLE == 0:
+    if fits(dim, stream) and hidden % HIDDEN_MULTIPLE == 0:
         return None
     return (
-        f"its stream is {stream} wide, frames have {dim} dimensions, blocks {hidden} units, operands are {operands}; "
-        f"on chip fit streams of {', '.join(map(str, WIDTHS))} (float32: not the last) that are at least as wide as "
-        f"frames, whose dimensions are of the same list, and multiples of {HIDDEN_MULTIPLE} units."
+        f"its stream is {stream} wide, frames have {dim} dimensions, blocks {hidden} units; on chip fit streams of "
+        f"{', '.join(map(str, WIDTHS))} that are at least as wide as frames, whose dimensions are of the same list, and "
+        f"multiples of {HIDDEN_MULTIPLE} units."
     )

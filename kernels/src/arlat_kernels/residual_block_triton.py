@@ -36,13 +36,14 @@ def sigmoid(x, FAST: tl.constexpr):
 
 
 @triton.jit
-def activated(h, SILU: tl.constexpr, FAST: tl.constexpr):
-    """act(h) and its slope."""
-    if SILU:
+def activated(h, ACTIVATION: tl.constexpr, FAST: tl.constexpr):
+    """act(h) and its slope, for each of `residual_block.ACTIVATIONS`."""
+    if ACTIVATION == "silu":
         part = sigmoid(h, FAST)
         a = h * part
         return a, part + a * (1.0 - part)
     else:
+        tl.static_assert(ACTIVATION == "relu2")
         a = tl.maximum(h, 0.0)
         return a * a, 2.0 * a
 
@@ -66,7 +67,7 @@ def add_block(
     S: tl.constexpr,
     H: tl.constexpr,
     CHUNK: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     ACC: tl.constexpr,
     OPERANDS: tl.constexpr,
     EMULATE: tl.constexpr,
@@ -81,7 +82,7 @@ def add_block(
         unit = layer * H + h + chunk
         up = tl.load(up_ptr + unit[:, None] * S + wide[None, :])
         hidden = tl.dot(n, tl.trans(up), input_precision=PRECISION, out_dtype=ACC)
-        a, _ = activated(hidden + tl.load(up_bias_ptr + unit)[None, :], SILU, FAST)
+        a, _ = activated(hidden + tl.load(up_bias_ptr + unit)[None, :], ACTIVATION, FAST)
         down = tl.load(down_ptr + unit[:, None] * S + wide[None, :])
         x = tl.dot(rounded(a, OPERANDS, EMULATE), down, x, input_precision=PRECISION, out_dtype=ACC)
     return x

@@ -15,7 +15,6 @@ from torch import Tensor
 from arlat_kernels.build import Build
 from arlat_kernels.op import Case, Inputs, Op, Twin, triton_obstacle
 from arlat_kernels.residual_block import (
-    OPERANDS,
     TRITON_DTYPES,
     check_block_options,
     narrowed,
@@ -264,8 +263,9 @@ CASES: tuple[Case, ...] = (
     {"m": 1, "b": 65, "k": 1, "w": 1, "d": 32, "s": 32, "h": 64, "layers": 1},
     {"m": 1, "b": 11, "k": 3, "w": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
     {"m": 2, "b": 7, "k": 4, "w": 3, "d": 32, "s": 64, "h": 64, "layers": 2, "activation": "relu2"},
-    {"m": 1, "b": 67, "k": 3, "w": 4, "d": 64, "s": 64, "h": 128, "layers": 2, "longest": 1.0},
+    {"m": 1, "b": 71, "k": 3, "w": 4, "d": 64, "s": 64, "h": 128, "layers": 2, "longest": 1.0},
     {"m": 1, "b": 19, "k": 2, "w": 8, "d": 32, "s": 64, "h": 64, "layers": 1},
+    {"m": 1, "b": 17, "k": 3, "w": 2, "d": 128, "s": 128, "h": 64, "layers": 2},
     {"m": 1, "b": 0, "k": 2, "w": 2, "d": 32, "s": 32, "h": 64, "layers": 1},
 )
 
@@ -282,9 +282,9 @@ def _triton_builds() -> tuple[Build, ...]:
     return builds()
 
 
-def _triton_obstacle(frames: Tensor, given: Tensor, *weights: Tensor, **options: Any) -> str | None:
-    net, operands = ResidualWeights(*weights), options.get("operands", OPERANDS[0])
-    if why := size_obstacle(frames.shape[-1], net.enter.shape[-2], net.up.shape[-2], operands):
+def _triton_obstacle(frames: Tensor, given: Tensor, *weights: Tensor, **_: Any) -> str | None:
+    net = ResidualWeights(*weights)
+    if why := size_obstacle(frames.shape[-1], net.enter.shape[-2], net.up.shape[-2]):
         return why
     if given.device != frames.device:
         return f"frames are on {frames.device} and given is on {given.device}."

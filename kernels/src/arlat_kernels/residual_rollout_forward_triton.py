@@ -83,7 +83,7 @@ def forward_kernel(
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BOUND: tl.constexpr,
     LONGEST: tl.constexpr,
     SHORTEST: tl.constexpr,
@@ -153,7 +153,7 @@ def forward_kernel(
                 tl.store(normed_ptr + at * S + lane[:, None] * S + wide[None, :], n, alive[:, None])
                 tl.store(scale_ptr + at + lane, scale, alive)
             x = add_block(
-                x, n, up_ptr, up_bias_ptr, down_ptr, down_bias_ptr, layer, S, H, CHUNK, SILU, ACC, OPERANDS, EMULATE, FAST,
+                x, n, up_ptr, up_bias_ptr, down_ptr, down_bias_ptr, layer, S, H, CHUNK, ACTIVATION, ACC, OPERANDS, EMULATE, FAST,
                 PRECISION, STAGES,
             )  # fmt: skip
         scale = inverse_root_mean_square(x, S)

@@ -23,6 +23,31 @@ def through_norm(grad, n, scale, S: tl.constexpr):
 
 
 @triton.jit
+def product_from_memory(
+    x_ptr,  # [ROWS S] operands
+    weight_ptr,  # [CHUNK S] operands
+    lane,
+    inside,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """x·weightᵀ [ROWS CHUNK] of tiles that are read COLUMNS at a time, so that no thread holds a whole row of x."""
+    row = tl.arange(0, CHUNK)
+    total = tl.zeros([ROWS, CHUNK], ACC)
+    for c in tl.range(0, S, COLUMNS, num_stages=STAGES):
+        part = (c + tl.arange(0, COLUMNS))[None, :]
+        x = tl.load(x_ptr + lane[:, None] * S + part, inside, 0)
+        weight = tl.load(weight_ptr + row[:, None] * S + part)
+        total = tl.dot(x, tl.trans(weight), total, input_precision=PRECISION, out_dtype=ACC)
+    return total
+
+
+@triton.jit
 def sweep_kernel(
     frames_ptr,  # [M B W+K D], strides of model and row given
     given_ptr,  # [M K B] int8
@@ -55,10 +80,11 @@ def sweep_kernel(
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BOUND: tl.constexpr,
     LONGEST: tl.constexpr,
     SHORTEST: tl.constexpr,
+    REREAD: tl.constexpr,  # n and g from memory again for every chunk of units, where two tiles are too much for the registers
     ACC: tl.constexpr,
     OPERANDS: tl.constexpr,
     EMULATE: tl.constexpr,
@@ -151,19 +177,37 @@ def sweep_kernel(
         for back_layer in range(L):
             layer = L - 1 - back_layer
             g = rounded(x, OPERANDS, EMULATE)
-            tl.store(grad_stream_ptr + ((layer + 1) * K + k).to(tl.int64) * B * S + streams, g, inside)
+            after = ((layer + 1) * K + k).to(tl.int64) * B
+            tl.store(grad_stream_ptr + after * S + streams, g, inside)
             level = (layer * K + k).to(tl.int64) * B
-            n = tl.load(normed_ptr + level * S + streams, inside, 0)
+            if REREAD:
+                tl.debug_barrier()  # g comes back from memory, from other threads of this block
+            else:
+                n = tl.load(normed_ptr + level * S + streams, inside, 0)
             inner = tl.zeros([ROWS, S], ACC)
             for h in tl.range(0, H, CHUNK, num_stages=STAGES):
                 unit = layer * H + h + chunk
-                up = tl.load(up_ptr + unit[:, None] * S + wide[None, :])
-                hidden = tl.dot(n, tl.trans(up), input_precision=PRECISION, out_dtype=ACC)
-                down = tl.load(down_ptr + unit[:, None] * S + wide[None, :])
-                of_a = tl.dot(g, tl.trans(down), input_precision=PRECISION, out_dtype=ACC)
-                _, slope = activated(hidden + tl.load(up_bias_ptr + unit)[None, :], SILU, FAST)
+                if REREAD:
+                    at_chunk = (layer * H + h) * S
+                    hidden = product_from_memory(
+                        normed_ptr + level * S, up_ptr + at_chunk, lane, inside, S, ROWS, CHUNK, COLUMNS, ACC, PRECISION,
+                        STAGES,
+                    )  # fmt: skip
+                    of_a = product_from_memory(
+                        grad_stream_ptr + after * S, down_ptr + at_chunk, lane, inside, S, ROWS, CHUNK, COLUMNS, ACC,
+                        PRECISION, STAGES,
+                    )  # fmt: skip
+                    up = tl.load(up_ptr + unit[:, None] * S + wide[None, :])
+                else:
+                    up = tl.load(up_ptr + unit[:, None] * S + wide[None, :])
+                    hidden = tl.dot(n, tl.trans(up), input_precision=PRECISION, out_dtype=ACC)
+                    down = tl.load(down_ptr + unit[:, None] * S + wide[None, :])
+                    of_a = tl.dot(g, tl.trans(down), input_precision=PRECISION, out_dtype=ACC)
+                _, slope = activated(hidden + tl.load(up_bias_ptr + unit)[None, :], ACTIVATION, FAST)
                 of_hidden = rounded(of_a * slope, OPERANDS, EMULATE)
                 inner = tl.dot(of_hidden, up, inner, input_precision=PRECISION, out_dtype=ACC)
+            if REREAD:
+                n = tl.load(normed_ptr + level * S + streams, inside, 0)
             x += through_norm(inner, n, tl.load(scale_ptr + level + lane, alive, 0), S)
         tl.store(grad_stream_ptr + k.to(tl.int64) * B * S + streams, rounded(x, OPERANDS, EMULATE), inside)
         tl.debug_barrier()  # the next step reads gradients that other threads of this block wrote
@@ -186,7 +230,7 @@ def blocks_kernel(
     H: tl.constexpr,
     ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     ACC: tl.constexpr,
     OPERANDS: tl.constexpr,
     EMULATE: tl.constexpr,
@@ -218,7 +262,7 @@ def blocks_kernel(
         g = tl.load(grad_stream_ptr + at, inside, 0)
         hidden = tl.dot(up, tl.trans(n), input_precision=PRECISION, out_dtype=ACC)
         of_a = tl.dot(down, tl.trans(g), input_precision=PRECISION, out_dtype=ACC)
-        a, slope = activated(hidden + bias[:, None], SILU, FAST)
+        a, slope = activated(hidden + bias[:, None], ACTIVATION, FAST)
         of_hidden = of_a * slope  # 0 in rows beyond the last
         grad_bias += tl.sum(of_hidden, 1)
         of_hidden = rounded(of_hidden, OPERANDS, EMULATE)

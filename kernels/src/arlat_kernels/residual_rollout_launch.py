@@ -23,7 +23,7 @@ TYPES = dict.fromkeys(STRIDES, "i32") | {"given_ptr": "*i8", "seed_ptr": "*i64"}
 MULTIPLIED = frozenset(
     f"{name}_ptr" for name in ("enter", "up", "down", "direction", "normed", "grad_stream", "grad_direction")
 )
-# Bytes that a thread may spill where there are no products, by kernel and wider of stream and frame.
+# Bytes that a thread may spill where there are no products, by kernel and width of the stream; 0 where nothing is said.
 STACK = {
     ("sampled", 32): 32,
     ("sampled", 64): 384,
@@ -34,7 +34,7 @@ STACK = {
     ("sweep", 128): 1024,
     ("blocks", 128): 16,
 }
-STACK_FLOAT32 = {"sampled": 64}  # the same of float32, where it is not 32
+STACK_FLOAT32 = {("sampled", 64): 64, ("sampled", 128): 256, ("forward", 128): 128, ("sweep", 128): 512}  # else 32
 
 
 def emulated(operands: str) -> bool:
@@ -56,7 +56,7 @@ def constants(dim: int, stream: int, hidden: int, dtype: torch.dtype, activation
         "D": dim,
         "S": stream,
         "H": hidden,
-        "SILU": activation == "silu",
+        "ACTIVATION": activation,
         "ACC": acc,
         "OPERANDS": tl.bfloat16 if narrow and not emulate else acc,
         "EMULATE": emulate,
@@ -72,11 +72,19 @@ def tile(dim: int, stream: int, operands: str) -> dict[str, int]:
     return {**sizes, "COLUMNS": min(dim, 64), "num_warps": 4 if max(dim, stream) <= 64 else 8}
 
 
+def sweep_tile(dim: int, stream: int, operands: str) -> dict[str, int]:
+    """Those of the sweep, and whether it reads its tiles from memory for every chunk of hidden units.
+
+    Every warp would hold both tiles of 16 rows, in TF32 each as two numbers: 256 registers at a stream of 128.
+    """
+    return {**tile(dim, stream, operands), "REREAD": operands == "float32" and stream == 128}
+
+
 def gradient_tile(stream: int, operands: str) -> dict[str, int]:
     """Rows and hidden units at a time, and warps, of the weight gradients."""
     if operands == "bfloat16":
         return {"ROWS": 64 if stream == 64 else 32, "CHUNK": 64, "num_warps": 4}
-    return {"ROWS": 16, "CHUNK": 32, "num_warps": 4}
+    return {"ROWS": 16, "CHUNK": 32 if stream <= 64 else 16, "num_warps": 4}
 
 
 def window_tile(dim: int, stream: int, operands: str) -> dict[str, int]:
@@ -111,7 +119,7 @@ NO_DRAWS: dict[str, Any] = {"noise_ptr": None, "seed_ptr": None, "spread_ptr": N
 
 def shipped_sizes() -> list[tuple[int, int, str]]:
     """Dim, stream and operands of all that fits."""
-    return [(d, s, each) for each in OPERANDS for s in WIDTHS for d in WIDTHS if fits(d, s, each)]
+    return [(d, s, each) for each in OPERANDS for s in WIDTHS for d in WIDTHS if fits(d, s)]
 
 
 def builds() -> tuple[Build, ...]:
@@ -138,7 +146,7 @@ def builds_of(dim: int, stream: int, operands: str) -> list[Build]:
     fixed = constants(dim, stream, 256, torch.float32, "silu", operands)
     each = [
         ("forward", forward_kernel, forward_settings(dim, stream, operands, sampled=False)),
-        ("sweep", sweep_kernel, {**fixed, **law(BOUND, LONGEST), **tile(dim, stream, operands)}),
+        ("sweep", sweep_kernel, {**fixed, **law(BOUND, LONGEST), **sweep_tile(dim, stream, operands)}),
         ("blocks", blocks_kernel, {**only(blocks_kernel, fixed), **gradient_tile(stream, operands)}),
         ("window", window_kernel, {**only(window_kernel, fixed), **window_tile(dim, stream, operands)}),
     ]
@@ -156,5 +164,5 @@ def build_of(name: str, kernel: Any, settings: dict[str, Any], dim: int, stream:
         types={key: TYPES.get(key, narrow if key in MULTIPLIED else "*fp32") for key in named},
         aligned=False,
         warps=settings["num_warps"],
-        stack=STACK.get((name, max(dim, stream)), 0) if operands == "bfloat16" else STACK_FLOAT32.get(name, 32),
+        stack=STACK.get((name, stream), 0) if operands == "bfloat16" else STACK_FLOAT32.get((name, stream), 32),
     )

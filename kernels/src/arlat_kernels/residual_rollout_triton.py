@@ -32,6 +32,7 @@ from arlat_kernels.residual_rollout_launch import (
     law,
     only,
     operand_dtype,
+    sweep_tile,
     tile,
     window_tile,
 )
@@ -145,7 +146,7 @@ def rollout_backward(
     dim, stream = frames.shape[-1], net.up.shape[-1]
     w, layers, hidden = net.enter.shape[1], net.up.shape[1], net.up.shape[2]
     fixed = constants(dim, stream, hidden, frames.dtype, activation, operands)
-    sizes, copies = tile(dim, stream, operands), operands_of(net, operands)
+    sizes, copies = sweep_tile(dim, stream, operands), operands_of(net, operands)
     grad_state, grad_stream = torch.empty_like(predicted), torch.empty_like(normed)
     grad_direction, grad_scalars = normed.new_empty(m, k, b, dim), fields.new_empty(SCALARS, m, k, b)
     with on_device(frames):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import Any, get_args
 
 import pytest
 import torch
 from arlat_dynamics.base import Dynamics, Window
+from arlat_dynamics.block import Activation
 from arlat_dynamics.fused import fused_rollout, obstacle
 from arlat_dynamics.headed import HeadConfig, Scales
 from arlat_dynamics.models.linear import Config as LinearConfig
 from arlat_dynamics.models.linear import LinearModel
 from arlat_dynamics.models.mlp import Config, ResidualMLP
-from arlat_dynamics.rollout import Rollout, injections, rollout
+from arlat_dynamics.rollout import Rollout, injections, rollout, say, say_what_runs
+from arlat_kernels.residual_block import ACTIVATIONS
 from torch import Tensor
 
 DIM, STEPS, ROWS = 6, 9, 5
@@ -157,6 +160,28 @@ def test_a_forced_route_that_cannot_be_taken_is_said() -> None:
     model, (prefix, truth), free = make(), sequences(), injections("D", STEPS)
     with pytest.raises(ValueError, match=r'corrected after every step. Use route="auto" or "eager"'):
         rollout(model, prefix, truth, free, correct=lambda x, context, generator: x, route="fused")
+
+
+def test_a_model_has_the_activations_of_the_op_and_no_others() -> None:
+    assert get_args(Activation) == tuple(ACTIVATIONS)
+
+
+def test_what_triton_does_not_run_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (prefix, truth), free = make(), sequences(), injections("D", STEPS)
+    monkeypatch.delenv("ARLAT_KERNELS", raising=False)
+    say.cache_clear()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            rollout(model, prefix, truth, free)
+        rollout(model, prefix, truth, free, route="eager")
+        say_what_runs(model.to("meta"), torch.device("cuda"))  # of weights there are only shapes
+    say.cache_clear()
+    on_cpu, on_device = [(record.levelname, record.message) for record in caplog.records]
+    assert on_cpu == ("INFO", "rollout on cpu by plain PyTorch: the model is on a CPU.")
+    assert on_device[0] == "WARNING"
+    assert on_device[1].startswith("rollout on cuda by plain PyTorch: its stream is 8 wide")
 
 
 def test_autocast_rounds_operands_and_nothing_else() -> None:

@@ -28,11 +28,12 @@ pytestmark = [
     ("model", "dim", "said"),
     [
         ({"width": 64, "hidden": 256}, 32, "rollout: fused (Triton)"),
+        ({"width": 128, "hidden": 512}, 128, "rollout: fused (Triton)"),
         ({"width": 512, "hidden": 512}, 512, "rollout: graph (its stream is 512 wide"),
         ({"width": 64, "hidden": 256, "head": {"name": "gaussian"}}, 32, "rollout: graph (The fused rollout takes"),
         ({"name": "gru", "width": 64}, 32, "rollout: graph (The fused rollout runs the residual MLP"),
     ],
-    ids=["fused", "wide", "gaussian", "gru"],
+    ids=["fused", "fused 128", "wide", "gaussian", "gru"],
 )
 def test_the_route_of_the_device_has_the_loss_curve_of_the_loop(
     tmp_path: Path, model: dict[str, Any], dim: int, said: str

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Literal, NamedTuple, cast
 
 import torch
 from arlat_core.distributions import StepDistribution
 from arlat_core.types import Corrector
+from arlat_kernels.op import VARIABLE
 from torch import Tensor
 
 from arlat_dynamics.base import Dynamics, State
@@ -19,6 +22,7 @@ from arlat_dynamics.rolled import Rollout, Step, one_step, point
 
 __all__ = ["Places", "Rollout", "Route", "draw", "injections", "rollout"]
 Route = Literal["auto", "fused", "eager", "compiled"]
+LOG = logging.getLogger(__name__)
 
 
 class Places(NamedTuple):
@@ -93,7 +97,8 @@ def rollout(
     `route` = "auto" takes the fused op (`arlat_dynamics.fused`) where `obstacle` has nothing against it, and else the loop below;
     "fused" and "eager" force one, and "compiled" is the loop with a step by torch.compile and one product for each weight's
     gradient (`arlat_dynamics.compiled`), worth its compilation in training alone. All give the same mean rollout up to rounding; in
-    the fused one a sequence ends (NaN) with the step whose true frame is injected and not finite.
+    the fused one a sequence ends (NaN) with the step whose true frame is injected and not finite. Where Triton does not run what
+    the op could, the log says so, once.
 
     The fused op draws a sampled rollout by the same law, but other draws than the loop's: by itself where no gradient is needed,
     `places` is None and Triton's kernel runs. Without `longest` its steps are at most `fused.LONGEST` typical ones long.
@@ -124,6 +129,7 @@ def rollout(
         raise ValueError(f'{why} Use route="auto" or "eager".')
     if why is None and takes_op(cast(ResidualMLP, model), route, sample, truth.device):
         drawn_by = generator if sample else None
+        say_what_runs(cast(ResidualMLP, model), truth.device)
         return one_rollout(cast(ResidualMLP, model), seen(prefix, state), truth, mask, longest, scored, drawn_by)
     if route == "compiled" and (sample or correct is not None):
         raise ValueError('Compiled steps are mean steps without a corrector. Use route="auto" or "eager".')
@@ -142,8 +148,25 @@ def takes_op(model: ResidualMLP, route: Route, sample: bool, device: torch.devic
     Elsewhere a generator gives the loop's samples, whatever the model is.
     """
     if route == "auto" and sample:
-        return twin(model, operands_here(device))[0] == "triton"
+        runs_by, why = twin(model, operands_here(device))
+        if runs_by != "triton":
+            say(device.type, f"sampled by the loop: {why}")
+        return runs_by == "triton"
     return route in ("auto", "fused")
+
+
+def say_what_runs(model: ResidualMLP, device: torch.device) -> None:
+    """Says where the op is not Triton's, and why."""
+    if device.type == "cpu" and not os.environ.get(VARIABLE):
+        say("cpu", "by plain PyTorch: the model is on a CPU.")  # without a look at the weights
+    elif (found := twin(model, operands_here(device)))[0] != "triton":
+        say(device.type, f"by plain PyTorch: {found[1]}")
+
+
+@cache
+def say(device: str, how: str) -> None:
+    """Logs once how rollouts go that Triton does not run: a warning, but on a CPU, where nothing else could, information."""
+    LOG.log(logging.INFO if device == "cpu" else logging.WARNING, "rollout on %s %s", device, how)
 
 
 def by_steps(

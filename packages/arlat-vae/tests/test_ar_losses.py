@@ -18,6 +18,7 @@ from arlat_vae.predictor import (
     Predictor,
     PredictorConfig,
     build_predictor,
+    mean_reversion,
     standardise,
     surprise,
 )
@@ -146,6 +147,23 @@ def test_l_pred_makes_latents_that_a_fresh_predictor_predicts() -> None:
     assert before < 0.6
 
 
+@pytest.mark.parametrize(("form", "kept"), [("step", 0), ("frame", 1)])
+def test_l_pred_in_steps_keeps_what_alternates_and_in_frames_what_is_known_better(
+    form: str, kept: int, autoregression: Process
+) -> None:
+    """Of ρ = −0.6 and ρ = 0.9: in typical steps the next one is known to (1 + ρ)/2, in deviations the next frame to 1 − ρ²."""
+    x = torch.cat([autoregression(-0.6, 1, (60, 40, 1)), autoregression(0.9, 2, (60, 40, 1))], -1)
+    floors = []
+    for part, rho in zip(x.unbind(-1), (-0.6, 0.9), strict=True):
+        latents = standardise(part[..., None], 4)
+        floors.append(float(mean_reversion(latents) + ar_losses.unit_surprise(latents, form)))  # type: ignore[arg-type]
+        known = (1 + rho) / 2 if form == "step" else 1 - rho**2
+        assert floors[-1] == pytest.approx(0.5 * math.log(2 * math.pi * math.e * known), abs=0.05)
+    assert floors[kept] < floors[1 - kept] - 0.3
+    encoder = learned(ARConfig(pred={"weight": 1.0}, pred_form=form), x, [0.7, 0.7])  # type: ignore[arg-type]
+    assert float((encoder.weight[kept] / encoder.weight[1 - kept]).detach().abs()) > 3
+
+
 def test_l_smooth_keeps_what_is_slow(autoregression: Process) -> None:
     x = torch.cat([autoregression(0.0, 1, (60, 40, 1)), autoregression(0.95, 2, (60, 40, 1))], -1)
     encoder = learned(ARConfig(smooth={"weight": 1.0}), x, [0.9, 0.4])  # type: ignore[arg-type]
@@ -240,6 +258,7 @@ def test_conditions_have_names_and_crops_must_reach() -> None:
 
     assert [named(), named(smooth=ON), named(pred=ON), named(smooth=ON, pred=ON)] == ["none", "smooth", "pred", "both"]
     assert named(smooth=ON, jacobian=ON) == "smooth+jacobian"
+    assert named(smooth=ON, pred=ON, pred_form="frame") == "smooth+pred-frame"
     with pytest.raises(ValidationError, match="need crops of 8 frames"):
         config(Path("x"), ar={"rollout": ON})
     with pytest.raises(ValidationError, match="need crops of 8 frames"):

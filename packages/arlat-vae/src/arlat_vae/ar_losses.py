@@ -41,6 +41,9 @@ class ARConfig(BaseConfig):
     """Whether the step is taken over the variance of z (scale_free), which shrinking z does not lower, or as it is (plain)."""
     pred: Term = Term()
     """L_pred, the surprise of a light predictor that is trained along."""
+    pred_form: Literal["step", "frame"] = "step"
+    """What the surprise of L_pred and L_noise is measured in: the typical step, or the latents' deviation. Steps grow where latents
+    alternate, so the former is won by z_t ≈ −z_{t−1}."""
     noise: Term = Term()
     """L_noise, its surprise where its window has noise."""
     noise_level: float = Field(default=0.1, gt=0, le=1)
@@ -74,8 +77,9 @@ class ARConfig(BaseConfig):
         return self.predictor.window_frames + ahead if self.asks() or "smooth" in self.terms() else 1
 
     def label(self) -> str:
-        """The name of the condition: none, smooth, pred, both (smooth and pred), or the losses joined by +."""
-        names = list(self.terms())
+        """The name of the condition: none, smooth, pred, both (smooth and pred), or the losses joined by +; pred-frame in that form."""
+        form = {"pred": "pred-frame", "noise": "noise-frame"} if self.pred_form == "frame" else {}
+        names = [form.get(name, name) for name in self.terms()]
         return {"": "none", "smooth+pred": "both"}.get("+".join(names), "+".join(names))
 
 
@@ -169,8 +173,13 @@ def start(dim: int, config: ARConfig, generator: torch.Generator, device: str = 
 
 
 def surprises(predictor: Predictor, latents: Standardised, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean surprise in nats per dimension after each of the sequences that are `seen`."""
+    """The mean surprise in nats per dimension after each of the sequences that are `seen`, in units of the typical step."""
     return {name: surprise(predictor, y, latents).mean() / y.shape[-1] for name, y in seen.items()}
+
+
+def unit_surprise(latents: Standardised, form: Literal["step", "frame"]) -> Tensor:
+    """What a surprise in units of the typical step has more in this form: nothing, or mean_d ln s_d, the step in deviations."""
+    return latents.unit.log().mean() if form == "frame" else latents.unit.new_zeros(())
 
 
 def fit(state: ARState, latents: Standardised, seen: Mapping[str, Tensor]) -> None:
@@ -217,12 +226,13 @@ def ar_losses(
             seen["noise"] = noised(latents.y, config.noise_level, generator)
         fit(state, latents, seen)
         state.predictor.requires_grad_(False)
-        asked = surprises(state.predictor, latents, seen)
+        more = unit_surprise(latents, config.pred_form)
+        asked = {name: value + more for name, value in surprises(state.predictor, latents, seen).items()}
         if "rollout" in terms:
             asked["rollout"] = rollout_error(state.predictor, latents, config.rollout_steps)
         state.predictor.requires_grad_(True)
         values |= {name: value for name, value in asked.items() if name in terms}
-        shown = {"pred": float(asked["pred"].detach()), "pred_floor": float(mean_reversion(latents).detach())}
+        shown = {"pred": float(asked["pred"].detach()), "pred_floor": float((mean_reversion(latents) + more).detach())}
     if "jacobian" in terms:
         values["jacobian"] = jacobian(decode, z, config.jacobian_step, generator)
     found = {name: float(value.detach()) for name, value in values.items()}

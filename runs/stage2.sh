@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Stage 2 of the research plan on a folder of speech: runs/stage2.sh AUDIO_FOLDER OUT_FOLDER [CODEC…]
-# VAEs that differ in their AR losses alone, beside framed PCA of the same dimension and frame rate, the baseline, and every CODEC
-# ('mimi:levels=8=FOLDER' is the reference of the first rule). A killed run goes on where it stopped.
+# VAEs that differ in their AR losses alone, beside framed PCA of the same dimension and frame rate, every CODEC ('mimi:levels=8=FOLDER' is
+# the reference of the first rule), and a control: a VAE's without AR losses through z_t = x_t + 0.7·z_{t−1}, easy to predict and no
+# news. The baseline is the first CODEC, or PCA. A killed run goes on where it stopped.
 # GRID=FILE.toml trains other points than conf/vae/ar_losses.toml, TRAIN='train.steps=6000 device=cuda' with other settings,
 # DIM=64 says their dimension, PRESET=FILE.toml gives the battery other settings than conf/diag/stage1.toml.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 audio=$1 out=$2; shift 2
 grid=${GRID:-$here/conf/vae/ar_losses.toml} preset=${PRESET:-$here/conf/diag/stage1.toml} dim=${DIM:-32}
-codecs=("pca=$out/pca" "$@")
+codecs=("pca=$out/pca" "$@") baseline=; [ $# -gt 0 ] || baseline=pca:$dim
 name() { printf '%s' "${1%%=*}" | tr -c 'A-Za-z0-9.' '-'; }
 runs=()
 
@@ -24,6 +25,8 @@ arlat data pca --audio "$audio" --dim "$dim" --frame-rate 12.5 --out "$out/pca"
 
 for codec in "${codecs[@]}"; do measure "$codec" "$(name "$codec")"; done
 for point in "$out"/vae/points/*/; do measure "vae=${point}vae" "$(basename "$point")"; done
+plain=$(grep -l '"ar_loss": "none"' "$out"/vae/points/*/vae/vae.json | head -n 1 || true)
+[ -z "$plain" ] || measure "leaky:0.7|vae=$(dirname "$plain")" control
 
-arlat diag decide "${runs[@]}" --out "$out/decision"
-arlat diag report "${runs[@]}" --out "$out/report.html"
+arlat diag decide "${runs[@]}" --out "$out/decision" ${baseline:+--baseline "$baseline"}
+arlat diag report "${runs[@]}" --out "$out/report.html" ${baseline:+--baseline "$baseline"}

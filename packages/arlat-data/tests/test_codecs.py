@@ -8,6 +8,7 @@ from arlat_core.config import UserError
 from arlat_core.testing import check_codec
 from arlat_core.testing.codec import example_audio
 from arlat_data.codecs import build_codec
+from arlat_data.codecs.leaky import integrate
 from arlat_data.codecs.mel import Config, Mel
 from arlat_data.codecs.pool import Pool
 from arlat_data.codecs.stride import Stride
@@ -23,6 +24,7 @@ from arlat_data.codecs.stride import Stride
         "stride:4|mel",
         "rate:12.5,kind=pool|mel",
         "stack:2|pool:4|mel",
+        "leaky:0.7|pool:8|mel",
     ],
 )
 def test_contract(text: str) -> None:
@@ -39,6 +41,7 @@ def test_contract(text: str) -> None:
         ("rate:12.5|mel", "stack:8|mel", 640, 12.5),
         ("rate:100|mel", "mel", 80, 100.0),
         ("stride:2|stack:2|mel", "stride:2|stack:2|mel", 160, 25.0),
+        ("leaky:-0.50|mel", "leaky:-0.5|mel", 80, 100.0),
     ],
 )
 def test_names_rebuild_the_codec(text: str, codec: str, dim: int, frame_rate: float) -> None:
@@ -64,6 +67,7 @@ def test_names_rebuild_the_codec(text: str, codec: str, dim: int, frame_rate: fl
         ("stack:2.5|mel", "factor"),
         ("rate:30|mel", "100, 50, 33.3333, 25"),
         ("rate:200|mel", "100, 50"),
+        ("leaky:1|mel", "keep"),
     ],
 )
 def test_mistakes_are_named(text: str, words: str) -> None:
@@ -91,6 +95,19 @@ def test_stack_loses_nothing_and_pool_repeats() -> None:
     assert torch.equal(stacked[0, -1].reshape(8, 80)[4:], z[0, -1:].expand(4, 80))  # 100 = 12·8 + 4
     pooled = Pool(inner, 8).encode(audio)
     torch.testing.assert_close(pooled[0, 1], z[0, 8:16].mean(0))
+
+
+def test_leaky_latents_are_known_better_and_are_the_same_sound() -> None:
+    """White noise through it is AR(1); undone, it is what it was."""
+    noise = torch.randn(1, 4000, 2, generator=torch.Generator().manual_seed(0))
+    z = integrate(noise, 0.7)
+    lagged = (z[:, 1:] * z[:, :-1]).mean() / z.square().mean()
+    assert float(lagged) == pytest.approx(0.7, abs=0.03)
+    audio = example_audio(1, 24_000, 24_000)
+    inner, leaky = build_codec("pool:8|mel"), build_codec("leaky:0.7|pool:8|mel")
+    x, y = inner.encode(audio), leaky.encode(audio)
+    torch.testing.assert_close(y[:, 1:] - 0.7 * y[:, :-1], x[:, 1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(leaky.decode(y), inner.decode(x), rtol=1e-3, atol=1e-3)
 
 
 def test_stride_interpolates_a_line_exactly() -> None:

@@ -11,12 +11,15 @@ audio=$1 out=$2; shift 2
 grid=${GRID:-$here/conf/vae/ar_losses.toml} preset=${PRESET:-$here/conf/diag/stage1.toml} dim=${DIM:-32}
 codecs=("pca=$out/pca" "$@") baseline=; [ $# -gt 0 ] || baseline=pca:$dim
 name() { printf '%s' "${1%%=*}" | tr -c 'A-Za-z0-9.' '-'; }
-runs=()
+runs=() failed=()
 
 measure() {  # CODEC NAME: its latents, their predictability, rollouts, anatomy, and how they sound
-    arlat data extract --audio "$audio" --codec "$1" --out "$out/stores/$2"
-    arlat diag battery "$preset" "data.latents_dir=$out/stores/$2" "data.audio_dir=$audio" --out "$out/runs/$2"
-    runs+=("$out/runs/$2")
+    if arlat data extract --audio "$audio" --codec "$1" --out "$out/stores/$2" &&
+        arlat diag battery "$preset" "data.latents_dir=$out/stores/$2" "data.audio_dir=$audio" --out "$out/runs/$2"; then
+        runs+=("$out/runs/$2")
+    else
+        failed+=("$2")
+    fi
 }
 
 # shellcheck disable=SC2086  # TRAIN holds several words
@@ -30,3 +33,4 @@ plain=$(grep -l '"ar_loss": "none"' "$out"/vae/points/*/vae/vae.json | head -n 1
 
 arlat diag decide "${runs[@]}" --out "$out/decision" ${baseline:+--baseline "$baseline"}
 arlat diag report "${runs[@]}" --out "$out/report.html" ${baseline:+--baseline "$baseline"}
+[ ${#failed[@]} -eq 0 ] || { echo "Left out, for the reasons above: ${failed[*]}" >&2; exit 1; }

@@ -93,8 +93,9 @@ def summary(results: Results, subjects: Mapping[str, Values]) -> Section:
         [
             "The information rate says how many bits per second the last frames tell about the next one. It does not change under "
             "an invertible linear map of the latents. It grows with the frame rate by itself, since a shorter step is easier to know: "
-            "compare codecs that are stacked to one rate (stack:N|CODEC loses nothing). ΔNLL_B5 is the same in nats per frame: negative "
-            "is better, 0 means that the past tells nothing.",
+            "compare codecs that are stacked to one rate (stack:N|CODEC loses nothing). It grows, too, where latents repeat what they held, "
+            "which is no news: leaky:A|CODEC is the control. ΔNLL_B5 is the same in nats per frame: negative is better, 0 means that "
+            "the past tells nothing.",
             "The horizon is the first step at which the network's own rollout no longer knows more than the marginal does. Small "
             "print: 95 % intervals. A cosine means nothing without its floor.",
         ],

@@ -61,7 +61,14 @@ def test_agreement_is_the_interval_or_three_percent(
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("a\nb\x07c", "a b c"), ("_x", "\u200a_x"), ("y" * 30, "y" * 9 + "…"), ("", "(no name)")]
+    ("text", "shown"),
+    [
+        ("a\nb\x07c", "a b c"),
+        ("_x", "\u200a_x"),
+        ("z" * 10, "z" * 10),
+        ("vae:32,ar_loss=pred", "vae…s=pred"),
+        ("", "(no name)"),
+    ],
 )
 def test_a_figure_can_carry_any_name(text: str, shown: str) -> None:
     assert label(text, 10) == shown

@@ -73,9 +73,13 @@ def curve(values: Values, prefix: str) -> Line:
 
 
 def label(text: str, at_most: int) -> str:
-    """A name that can stand in a figure: one line, printable, not too long, and not hidden from a legend by a leading `_`."""
+    """A name that can stand in a figure: one line, printable, not too long, and not hidden from a legend by a leading `_`.
+
+    What is too long loses its middle: wrappers stand at the beginning of a codec's name, what sets trained ones apart at the end.
+    """
     flat = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text).strip() or "(no name)"
-    short = flat if len(flat) <= at_most else f"{flat[: at_most - 1]}…"
+    begin = (at_most - 1) // 3
+    short = flat if len(flat) <= at_most else f"{flat[:begin]}…{flat[begin + 1 - at_most :]}"
     return f"\u200a{short}" if short.startswith("_") else short
 
 

@@ -2,7 +2,7 @@
 # Stage 2 of the research plan on a folder of speech: runs/stage2.sh AUDIO_FOLDER OUT_FOLDER [CODEC…]
 # VAEs that differ in their AR losses alone, beside framed PCA of the same dimension and frame rate, every CODEC ('mimi:levels=8=FOLDER' is
 # the reference of the first rule), and a control: a VAE's without AR losses through z_t = x_t + 0.7·z_{t−1}, easy to predict and no
-# news. The baseline is the first CODEC, or PCA. A killed run goes on where it stopped.
+# news. Without a CODEC, PCA is the baseline of the decisions. A killed run goes on where it stopped.
 # GRID=FILE.toml trains other points than conf/vae/ar_losses.toml, TRAIN='train.steps=6000 device=cuda' with other settings,
 # DIM=64 says their dimension, PRESET=FILE.toml gives the battery other settings than conf/diag/stage1.toml.
 set -euo pipefail

@@ -28,6 +28,7 @@ from arlat_dynamics.objectives import OBJECTIVES, Task, distance, energy
 from arlat_dynamics.rollout import Places, injections, rollout
 from arlat_dynamics.rollout_config import ModelConfig, RolloutTrainConfig, rollout_steps, true_share
 from arlat_dynamics.rollout_loss import RolloutLoss, draw_step
+from arlat_dynamics.rollout_run import DivergedError
 from arlat_dynamics.rollout_train import train_rollout
 from arlat_dynamics.train_command import main
 
@@ -301,5 +302,5 @@ def test_losses_that_stay_non_finite_end_the_run_with_a_sentence(store: LatentSt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlp, "start", broken)
-        with pytest.raises(RuntimeError, match="20 updates in a row"):
+        with pytest.raises(DivergedError, match="20 updates in a row"):
             train_rollout(store, quick(), tmp_path)

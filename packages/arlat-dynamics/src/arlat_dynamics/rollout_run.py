@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from arlat_core.config import UserError
 from arlat_core.distributed import Ranks
 from arlat_core.training_state import load_state, pack, save_state, taken, truncate_log, unpack
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ WITHIN: dict[Way, Within] = {"fused": "fused", "graph": "auto", "eager": "eager"
 BLOCK = 256  # validation sequences at a time
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
     """Losses stayed non-finite, in every process alike."""
 
 

@@ -137,13 +137,9 @@ def train_grid(
 
     Of several processes all must fail alike for the others to go on: else they would wait for each other.
     """
-    from arlat_dynamics.rollout_run import DivergedError
-
     figures: dict[str, dict[str, Value]] = {}
     failed: dict[str, str] = {}
-    passed: tuple[type[Exception], ...] = (UserError, DivergedError)
-    if here.world == 1:
-        passed = (*passed, ValueError, RuntimeError)
+    passed = (UserError, ValueError, RuntimeError) if here.world == 1 else (UserError,)
     points = {
         name: point.model_copy(update={"out": point.out / "points" / safe_name(name)}) for name, point in points.items()
     }

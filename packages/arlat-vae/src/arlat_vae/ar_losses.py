@@ -74,7 +74,7 @@ class ARConfig(BaseConfig):
     def frames(self) -> int:
         """Frames that a crop must have."""
         ahead = self.rollout_steps if "rollout" in self.terms() else 1
-        return self.predictor.window_frames + ahead if self.asks() or "smooth" in self.terms() else 1
+        return self.predictor.window_frames + ahead if self.asks() or "smooth" in self.terms() else 2
 
     def label(self) -> str:
         """The name of the condition: none, smooth, pred, both (smooth and pred), or the losses joined by +; pred-frame in that form."""
